@@ -1,0 +1,18 @@
+"""gflow: the true continuous gradient flow of neural networks, in JAX."""
+
+from . import clocks as clocks
+from . import data as data
+from . import losses as losses
+from . import nn as nn
+from . import observe as observe
+from ._homogeneity import homogeneity as homogeneity
+from ._integrate import integrate as integrate
+from ._solution import RESULTS as RESULTS
+from ._solution import Resume as Resume
+from ._solution import Solution as Solution
+from ._times import Exp as Exp
+from ._times import exp as exp
+from ._vector_field import vector_field as vector_field
+
+
+__version__ = "0.1.0"

@@ -1,0 +1,284 @@
+"""Errors before tracing: what was wrong, and what to do about it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from ._homogeneity import homogeneity
+from ._problem import Problem, cast_data, dtype_of, predict
+from ._times import Exp, as_time, is_concrete, log_elapsed, log_of
+from ._types import Params
+from .losses import AbstractLoss, as_loss
+from .nn import Batched, trainable
+
+
+def checked_problem(
+    model: Any, data: Any, loss: Any, filter_spec: Any = None
+) -> tuple[Problem, Params]:
+    """The problem and its parameters W, or a ValueError that says what is wrong."""
+    if not callable(model):
+        raise ValueError(
+            f"model={model!r} cannot be called; pass a callable PyTree such as an "
+            "Equinox module, taking one example."
+        )
+    loss = as_loss(loss)
+    params, static = _split(model, filter_spec)
+    x, y = _data(data)
+    x, y = cast_data(x, y, loss, dtype_of(params))
+    problem = Problem(static, x, y, loss)
+    outputs = _outputs_shape(problem, params)
+    loss.check(outputs.shape, y)
+    _check_loss(loss, outputs, y)
+    return problem, params
+
+
+def _split(model: Any, filter_spec: Any) -> tuple[Params, Any]:
+    spec = trainable(model) if filter_spec is None else filter_spec
+    params, static = eqx.partition(model, spec)
+    leaves = jtu.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(
+            "the model has no trainable parameter: none of its leaves is a floating "
+            "point JAX array that filter_spec lets through (NumPy arrays and "
+            "gflow.nn.Fixed are not trained)."
+        )
+    for path, leaf in leaves:
+        name = jtu.keystr(path)
+        if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
+            raise ValueError(
+                f"parameter model{name} is not a real floating point JAX array (it is "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}); convert it, or "
+                "exclude it with filter_spec."
+            )
+        if leaf.size == 0:
+            raise ValueError(
+                f"parameter model{name} is empty (shape {leaf.shape}); remove it, or "
+                "give the layer a positive size."
+            )
+        if is_concrete(leaf) and not bool(np.all(np.isfinite(np.asarray(leaf)))):
+            raise ValueError(
+                f"parameter model{name} is not finite (it contains NaN or inf); check "
+                "the initialisation."
+            )
+    return params, static
+
+
+def _data(data: Any) -> tuple[Any, Any]:
+    try:
+        x, y = data
+    except (TypeError, ValueError):
+        raise ValueError(
+            "data must be a pair (x, y) of inputs with leading axis n and n labels."
+        ) from None
+    x, y = _array("x", x), _array("y", y)
+    if x.ndim == 0 or x.shape[0] == 0 or x.size == 0:
+        raise ValueError(
+            f"the data are empty: x has shape {x.shape}; give at least one example, "
+            "along the leading axis."
+        )
+    if y.ndim == 0 or y.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"x has {x.shape[0]} examples but y has shape {y.shape}; there must be "
+            "one label for each row of x."
+        )
+    for name, array in (("x", x), ("y", y)):
+        if is_concrete(array) and not bool(np.all(np.isfinite(np.asarray(array)))):
+            bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
+            raise ValueError(
+                f"{name} is not finite: {name}{bad.tolist()} is "
+                f"{np.asarray(array)[tuple(bad)]}; remove or impute such examples."
+            )
+    return x, y
+
+
+def _array(name: str, value: Any) -> Any:
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty((0,), dtype=object)
+    if array.dtype == object or not (
+        np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    ):
+        raise ValueError(
+            f"{name} is not a numeric array (ragged rows, or entries that are not "
+            "numbers); give every example the same shape."
+        )
+    return array
+
+
+def _outputs_shape(problem: Problem, params: Params) -> Any:
+    batched = isinstance(problem.model(params), Batched)
+    given = problem.x.shape if batched else problem.x.shape[1:]
+    what = "the batch" if batched else "one example"
+    try:
+        outputs = eqx.filter_eval_shape(
+            lambda p, q: predict(q.model(p), q.x), params, problem
+        )
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be applied to {what} of shape {given}: {error}. A model "
+            "takes one example without the batch axis; wrap one that takes the whole "
+            "batch in gflow.nn.Batched."
+        ) from error
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or not jnp.issubdtype(
+        outputs.dtype, jnp.floating
+    ):
+        raise ValueError(
+            f"the model returns {outputs}; it must return one real floating point "
+            "array per example."
+        )
+    if outputs.shape[:1] != problem.x.shape[:1]:
+        raise ValueError(
+            f"the batched model returns shape {outputs.shape} for "
+            f"{problem.x.shape[0]} examples; its leading axis must be the examples'."
+        )
+    return outputs
+
+
+def _check_loss(loss: AbstractLoss, outputs: Any, y: Any) -> None:
+    try:
+        eqx.filter_eval_shape(loss.linearise, outputs, y)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"the loss cannot be applied to predictions of shape {outputs.shape[1:]} "
+            f"and labels of shape {y.shape[1:]} (one example each): {error}"
+        ) from error
+
+
+def degree_for(
+    observers: Mapping[str, Any], problem: Problem, params: Params
+) -> float | None:
+    """The degree L if an observer needs it; ValueError if there is none."""
+    asking = [name for name, one in observers.items() if one.needs_degree]
+    if not asking:
+        return None
+    try:
+        return homogeneity(
+            problem.model(params),
+            problem.x,
+            filter_spec=jtu.tree_map(
+                lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None
+            ),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"observer {asking[0]!r} divides by ‖W‖^L, so it needs a positively "
+            f"homogeneous model: {error}"
+        ) from error
+
+
+def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> None:
+    """ValueError for tolerances that no solve in this dtype can meet."""
+    least = 8 * float(jnp.finfo(dtype).eps)
+    if is_concrete(rtol):
+        value = float(np.max(np.asarray(rtol)))
+        small = float(np.min(np.asarray(rtol)))
+        if not (math.isfinite(value) and small > 0):
+            raise ValueError(f"rtol={value} is not a positive number.")
+        if small < least:
+            raise ValueError(
+                f"rtol={small:.1e} is below what {jnp.dtype(dtype).name} resolves "
+                f"({least:.1e}); use a larger rtol"
+                + (
+                    ", or float64 parameters (jax.config.update('jax_enable_x64', "
+                    "True))."
+                    if jnp.dtype(dtype) != np.dtype("float64")
+                    else "."
+                )
+            )
+    if is_concrete(atol) and not float(np.min(np.asarray(atol))) >= 0:
+        raise ValueError(f"atol={atol} is negative or NaN; use 0 or a positive number.")
+
+
+def checked_span(t_span: Any) -> tuple[Any, Any]:
+    """(t0, t1) as times, or a ValueError if they are not in order."""
+    try:
+        t0, t1 = t_span
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"t_span={t_span!r} is not a pair (t0, t1) of floats or gflow.exp(...)."
+        ) from None
+    t0, t1 = _time("t0", t0), _time("t1", t1)
+    if is_concrete((t0, t1)):
+        for name, t in (("t0", t0), ("t1", t1)):
+            value = np.asarray(t.log if isinstance(t, Exp) else t)
+            if value.shape != () or not np.isfinite(value):
+                raise ValueError(
+                    f"{name}={t} is not one finite time; write gflow.exp(v) for "
+                    "t = e^v beyond the largest float."
+                )
+        if not _before(t0, t1):
+            raise ValueError(
+                f"t_span runs from t0={show_time(t0)} to t1={show_time(t1)}; the end "
+                "must come after the start."
+            )
+    return t0, t1
+
+
+def _time(name: str, t: Any) -> Any:
+    try:
+        return as_time(t)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}={t!r} is not a time; pass a float or gflow.exp(v) for t = e^v."
+        ) from None
+
+
+def _before(a: Any, b: Any) -> bool:
+    # Whether a < b, both concrete.
+    if isinstance(a, Exp) == isinstance(b, Exp):
+        a, b = (a.log, b.log) if isinstance(a, Exp) else (a, b)
+        return bool(np.all(a < b))
+    return bool(np.all(log_of(a) < log_of(b))) or (
+        not isinstance(a, Exp) and bool(np.all(a <= 0))
+    )
+
+
+def show_time(t: Any) -> str:
+    """A time as a message shows it."""
+    return f"e^{float(t.log):g}" if isinstance(t, Exp) else f"{float(t):g}"
+
+
+def checked_times(save_at: Any, t0: Any, t1: Any, dtype: Any) -> Any:
+    """Save times, or a ValueError if they are not inside the span and in order."""
+    times = _time("save_at", save_at)
+    values = times.log if isinstance(times, Exp) else times
+    if np.ndim(values) != 1 or np.shape(values)[0] == 0:
+        raise ValueError(
+            f"save_at has shape {np.shape(values)}; pass a one-dimensional array of "
+            "at least one time, gflow.exp(array), 'steps' or None."
+        )
+    if not is_concrete((times, t0, t1)):
+        return times
+    # log t of a time before zero is NaN; those must be given as numbers.
+    values = np.asarray(values)
+    if np.any(np.isnan(values)):
+        raise ValueError("save_at contains NaN.")
+    if np.any(values[1:] < values[:-1]):
+        raise ValueError("save_at is not sorted; pass np.sort(save_at).")
+    with np.errstate(all="ignore"):
+        elapsed = np.asarray(log_elapsed(times, t0))
+        span = np.asarray(log_elapsed(t1, t0))
+    # Times that were rounded to the dtype may lie a rounding outside of the span.
+    slack = 8 * float(jnp.finfo(dtype).eps)
+    first, last = values[0], values[-1]
+    late = elapsed[-1] > span + slack * max(1.0, abs(float(span)))
+    early = np.isnan(elapsed[0])
+    if early or late:
+        which = first if early else last
+        shown = show_time(Exp(which) if isinstance(times, Exp) else which)
+        raise ValueError(
+            f"save_at contains t={shown}, outside of t_span = ({show_time(t0)}, "
+            f"{show_time(t1)}); leave it out or widen the span."
+        )
+    return times

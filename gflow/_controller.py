@@ -1,0 +1,144 @@
+"""Step-size control relative to the norm of each parameter array."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optimistix as optx
+
+from ._flow import FlowState, sizes
+from ._norms import array_norm
+from ._types import Scalar
+
+
+class ControllerState(eqx.Module):
+    """Diffrax's controller state, and the end of the step to come.
+
+    Diffrax does not save the latter; with it a resumed solve repeats an uninterrupted
+    one bit for bit.
+    """
+
+    inner: Any
+    next_end: Scalar
+
+
+class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
+    r"""Accepts a step if $\|e_k\| \le$ atol + rtol · max(‖W_k(t₀)‖, ‖W_k(t₁)‖), all k.
+
+    Diffrax's own norm averages over all entries and its relative scale is entry by
+    entry; here each parameter array k is measured by its norm, so that a small layer
+    near a saddle keeps its direction, and `atol=0` works at ‖W‖ = 1e-60. The
+    bookkeeping (dissipation, path length, log-time) is held to an absolute error of
+    rtol, in its own units. `pid` then decides from these scalars.
+    """
+
+    pid: dfx.PIDController
+    rtol: Scalar
+    atol: Scalar
+    # Diffrax hands this to the root finders of implicit solvers.
+    norm: Callable[[Any], Scalar] = optx.rms_norm
+    resume: ControllerState | None = None
+
+    def wrap(self, direction):
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        if self.resume is not None:
+            return self.resume.next_end, self.resume
+        if dt0 is None:
+            dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
+        scales, _, _ = self._scalars(y0, y0, y0)
+        end, inner = self.pid.init(
+            terms, t0, t1, scales, dt0, args, func, error_order
+        )
+        return end, ControllerState(inner, end)
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        size0, size1, error = self._scalars(y0, y1_candidate, y_error)
+        keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
+            t0, t1, size0, size1, args, error, error_order, controller_state.inner
+        )
+        # Steps shorter than the resolution of the clock would be rejected for ever
+        # (a field that is NaN from here on does this).
+        stuck = next_end <= next_start + 4 * _resolution(next_start)
+        result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
+        state = ControllerState(inner, next_end)
+        return keep, next_start, next_end, jump, state, result
+
+    def _scalars(self, y0: FlowState, y1: FlowState, error: FlowState):
+        size0, size1, err = sizes(y0), sizes(y1), sizes(error)
+        bad = jnp.any(
+            jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))])
+        )
+        # A trial step outside the field's domain is a failed step.
+        size1 = jtu.tree_map(lambda a, b: jnp.where(bad, a, b), size0, size1)
+        err = jtu.tree_map(lambda e: jnp.where(bad, jnp.inf, e), err)
+        # An array that is exactly zero, and stays so, has no scale and no error.
+        zero = jtu.tree_map(
+            lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
+        )
+        size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
+        return _unit_books(size0), _unit_books(size1), err
+
+    def _first_step(self, terms, t0, t1, y0, args, func, error_order):
+        """Hairer, Nørsett & Wanner (1993), II.4, with units that are consistent.
+
+        Their h₁ = (0.01/max(d₁, d₂))^{1/(p+1)} mixes first and second derivatives;
+        1/max(d₁, √d₂) is a time whatever the unit of time.
+        """
+        f0 = func(terms, t0, y0, args)
+        size = jtu.tree_map(array_norm, y0.params)
+        speed = jtu.tree_map(array_norm, f0.params)
+        span = t1 - t0
+        d1 = _largest_ratio(speed, size)
+        # Arrays that start at zero have no scale of their own, only that of their
+        # first movement; if all do, a thousandth of the clock's unit is tried first.
+        h0 = jnp.where(d1 > 0, 0.01 / jnp.where(d1 > 0, d1, 1), 1e-3)
+        h0 = jnp.minimum(h0, span)
+        moved = jtu.tree_map(lambda y, f: y + h0 * f, y0, f0)
+        f1 = func(terms, t0 + h0, moved, args)
+        change = jtu.tree_map(jnp.subtract, f1.params, f0.params)
+        reach = jtu.tree_map(lambda a, b: jnp.maximum(a, h0 * b), size, speed)
+        d2 = _largest_ratio(jtu.tree_map(array_norm, change), reach) / h0
+        rate = jnp.maximum(d1, jnp.sqrt(d2))
+        tolerance = jnp.maximum(self.rtol, jnp.finfo(h0.dtype).eps)
+        h1 = (0.01 * tolerance) ** (1 / error_order) / jnp.where(rate > 0, rate, 1)
+        h1 = jnp.where((rate > 0) & jnp.isfinite(h1), h1, h0)
+        return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
+
+
+def relative_to_arrays(rtol: Scalar, atol: Scalar) -> RelativeToArrays:
+    """The controller, PI-controlled: smoother than I where stability sets the step."""
+    pid = dfx.PIDController(
+        rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, dcoeff=0.0, norm=_largest
+    )
+    return RelativeToArrays(pid, rtol, atol)
+
+
+def _largest(scalars) -> Scalar:
+    return jnp.max(jnp.stack([jnp.abs(x) for x in jtu.tree_leaves(scalars)]))
+
+
+def _largest_ratio(sizes, scales) -> Scalar:
+    def ratio(size, scale):
+        safe = jnp.where(scale == 0, 1, scale)
+        return jnp.where(scale == 0, 0, size / safe)
+
+    return _largest(jtu.tree_map(ratio, sizes, scales))
+
+
+def _unit_books(size: FlowState) -> FlowState:
+    # Scale 1 for everything but the parameters: absolute error control.
+    books = jtu.tree_map(jnp.ones_like, size)
+    return eqx.tree_at(lambda s: s.params, books, size.params)
+
+
+def _resolution(t: Scalar) -> Scalar:
+    info = jnp.finfo(t.dtype)
+    return jnp.maximum(info.eps * jnp.abs(t), info.tiny)

@@ -1,0 +1,95 @@
+"""Stopping a solve at a condition on the observed state."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+
+from ._bisect import bisect
+from ._flow import FlowState
+from ._problem import Problem
+from ._types import Scalar
+from .observe import State, observe_at
+
+
+class _Condition(eqx.Module):
+    # Positive until the first of the events happens: the smallest of the events'
+    # values, each with the sign that makes it positive at the start. One function,
+    # because Diffrax resolves two events in one step by their order, not their time.
+    problem: Problem
+    functions: tuple[Callable[[State], Any], ...] = eqx.field(static=True)
+    degree: float | None = eqx.field(static=True)
+    signs: tuple[Scalar, ...]
+    horizon: Scalar | None
+
+    def __call__(self, t, y: FlowState, args, **kwargs):
+        del t, args, kwargs
+        values = []
+        if self.functions:
+            state = _state(self, y)
+            raw = (_value(f, state) for f in self.functions)
+            values = [s * v for s, v in zip(self.signs, raw, strict=True)]
+        if self.horizon is not None:
+            assert y.log_time is not None
+            values.append(self.horizon - y.log_time)
+        return jnp.min(jnp.stack(values))
+
+
+def _state(condition: _Condition, y: FlowState) -> State:
+    return observe_at(
+        condition.problem,
+        y.params,
+        path_length=y.path_length,
+        degree=condition.degree,
+    )
+
+
+def _value(function: Callable[[State], Any], state: State) -> Scalar:
+    value = jnp.asarray(function(state))
+    if value.shape != ():
+        raise ValueError(
+            f"an event returns one number or boolean, but {function} returns shape "
+            f"{value.shape}."
+        )
+    one = jnp.ones_like(state.log_loss)
+    return jnp.where(value, -one, one) if value.dtype == bool else value * one
+
+
+def checked_events(events: Any) -> tuple[Callable[[State], Any], ...]:
+    """The events as a tuple of functions of the observed state."""
+    if events is None:
+        return ()
+    if callable(events):
+        return (events,)
+    if isinstance(events, Mapping):
+        events = tuple(events.values())
+    if isinstance(events, Sequence) and all(callable(e) for e in events):
+        return tuple(events)
+    raise ValueError(
+        f"events={events!r}: pass a function of the observed state, or a sequence or "
+        "dict of them, returning a number (the solve stops where it changes sign) or "
+        "a boolean (it stops after the step on which it becomes true)."
+    )
+
+
+def event(
+    problem: Problem,
+    functions: tuple[Callable[[State], Any], ...],
+    degree: float | None,
+    start: FlowState,
+    horizon: Scalar | None,
+) -> dfx.Event | None:
+    """Diffrax's event for the conditions and, if given, for reaching u = horizon."""
+    if not functions and horizon is None:
+        return None
+    signs: tuple[Scalar, ...] = ()
+    blank = _Condition(problem, functions, degree, (), horizon)
+    if functions:
+        state = _state(blank, start)
+        values = [_value(f, state) for f in functions]
+        signs = tuple(jnp.where(v < 0, -1.0, 1.0).astype(v.dtype) for v in values)
+    condition = _Condition(problem, functions, degree, signs, horizon)
+    root_finder = bisect(start.dissipated.dtype, increasing=False)
+    return dfx.Event(condition, root_finder)

@@ -1,0 +1,106 @@
+"""The differential equation that Diffrax solves: field × clock, with its bookkeeping."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._norms import array_norm, inner, log_norm, unit
+from ._types import Params, Scalar
+from .clocks import AbstractClock, AbstractTimeClock
+from .fields import GradientField, Velocity
+
+
+class FlowState(eqx.Module):
+    """What is integrated."""
+
+    # W.
+    params: Params
+    # ∫‖dW/dt‖² dt, in units of e^log_unit (see FlowField).
+    dissipated: Scalar
+    # ζ = ∫‖d(W/‖W‖)‖, if observed.
+    path_length: Scalar | None
+    # u = log(1 + t - t0), if the clock does not tell the time.
+    log_time: Scalar | None
+
+
+class FlowField(eqx.Module):
+    """d(state)/dc in a clock c.
+
+    `log_unit` is the logarithm of the unit in which energy is counted, |ℒ(W(t0))|: a
+    flow that starts at a loss of e^-5000 still has a measurable energy balance.
+    """
+
+    field: GradientField
+    clock: AbstractClock
+    log_unit: Scalar
+
+    def __call__(self, reading: Scalar, state: FlowState, args: None) -> FlowState:
+        velocity = self.field(state.params)
+        log_rate = self.clock.log_rate(
+            reading, state.params, state.log_time, velocity
+        )
+        log_speed = velocity.log_speed + log_rate
+        speed = jnp.exp(log_speed)
+        log_size = log_norm(velocity.direction)
+        log_square = 2 * (velocity.log_speed + log_size) - self.log_unit + log_rate
+        path, log_time = None, None
+        if state.path_length is not None:
+            path = jnp.exp(log_speed + log_turning(state.params, velocity.direction))
+        if state.log_time is not None:
+            log_time = jnp.exp(log_rate - state.log_time)
+        return FlowState(
+            params=jtu.tree_map(lambda d: speed * d, velocity.direction),
+            dissipated=jnp.exp(log_square),
+            path_length=path,
+            log_time=log_time,
+        )
+
+    def start(self, params: Params, *, path_length: bool) -> FlowState:
+        """The state at t0."""
+        zero = jnp.zeros_like(self.log_unit)
+        return FlowState(
+            params=params,
+            dissipated=zero,
+            path_length=zero if path_length else None,
+            log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,
+        )
+
+
+def log_turning(params: Params, direction: Params) -> Scalar:
+    r"""$\log(\|v_\perp\|/\|W\|)$, the log of the speed of W/‖W‖ when dW/dt = v.
+
+    $v_\perp = v - \langle v, \hat W\rangle\hat W$ (Ji & Telgarsky 2020, Section 3).
+    -inf at W = 0, which has no direction.
+    """
+    w, v = unit(params), unit(direction)
+    radial = inner(v, w)
+    across = log_norm(jtu.tree_map(lambda a, b: a - radial * b, v, w))
+    size = log_norm(params)
+    turning = across + log_norm(direction) - size
+    return jnp.where(jnp.isneginf(size), -jnp.inf, turning)
+
+
+def log_unit(velocity: Velocity) -> Scalar:
+    """log |ℒ|, or 0 where ℒ is zero or has no logarithm."""
+    log = jnp.where(
+        jnp.isnan(velocity.log_loss),
+        jnp.log(jnp.abs(velocity.loss)),
+        velocity.log_loss,
+    )
+    return jax.lax.stop_gradient(jnp.where(jnp.isfinite(log), log, 0))
+
+
+def loss_in_units(log_loss: Scalar, loss: Scalar, log_unit: Scalar) -> Scalar:
+    """ℒ/e^log_unit, without leaving the log domain unless ℒ is negative."""
+    return jnp.where(
+        jnp.isnan(log_loss), loss * jnp.exp(-log_unit), jnp.exp(log_loss - log_unit)
+    )
+
+
+def sizes(state: FlowState) -> FlowState:
+    """The norm of each parameter array, and the bookkeeping's absolute values."""
+    sized = jtu.tree_map(jnp.abs, state)
+    return eqx.tree_at(
+        lambda s: s.params, sized, jtu.tree_map(array_norm, state.params)
+    )

@@ -1,0 +1,87 @@
+"""The problem (model, data, loss) and its log-domain gradient."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from ._types import Params, Scalar
+from .losses import AbstractLoss, AbstractTailedLoss
+from .nn import Batched
+
+
+class Gradient(eqx.Module):
+    r"""One full-data gradient evaluation.
+
+    $-\nabla\mathcal L(W) = e^{\text{log\_slope}} \cdot \text{direction}$. For a loss
+    with an exponential tail `direction` is ∇α and e^log_slope is -ℓ'(α) (Ji &
+    Telgarsky 2020, Lemma C.2), so both stay moderate however small the loss.
+    """
+
+    log_loss: Scalar
+    log_slope: Scalar
+    direction: Params
+    outputs: Float[Array, "examples ..."]
+    loss: Scalar
+
+
+class Problem(eqx.Module):
+    """Model, data and loss: everything that defines ℒ(W) but W itself.
+
+    `static` is the model without its trained arrays; `x` and `y` have the leading
+    axis n. Built, with its parameters, by `make_problem`.
+    """
+
+    static: Any
+    x: Array
+    y: Array
+    loss: AbstractLoss
+
+    @property
+    def num_examples(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def is_tailed(self) -> bool:
+        return isinstance(self.loss, AbstractTailedLoss)
+
+    def model(self, params: Params) -> Any:
+        """The model with these parameters."""
+        return eqx.combine(params, self.static)
+
+    def outputs(self, params: Params) -> Float[Array, "examples ..."]:
+        """f(x_i; W) for every example."""
+        return predict(self.model(params), self.x)
+
+    def gradient(self, params: Params) -> Gradient:
+        """ℒ and -∇ℒ in the log domain; one forward and one backward pass."""
+        outputs, pull_back = jax.vjp(self.outputs, params)
+        at = self.loss.linearise(outputs, self.y)
+        (direction,) = pull_back(at.pull)
+        return Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
+
+
+def predict(model: Any, x: Array) -> Float[Array, "examples ..."]:
+    """The model's outputs on a batch: one call if it is `Batched`, else vmapped."""
+    if isinstance(model, Batched):
+        return model(x)
+    return jax.vmap(model)(x)
+
+
+def dtype_of(params: Params) -> Any:
+    """The floating dtype that times, tolerances and data are cast to."""
+    return jnp.result_type(*jtu.tree_leaves(params))
+
+
+def cast_data(x: Any, y: Any, loss: AbstractLoss, dtype: Any) -> tuple[Array, Array]:
+    """Data as JAX arrays: floats in the parameters' dtype, ±1 labels as floats."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(dtype)
+    y = jnp.asarray(y)
+    if loss.casts_labels or jnp.issubdtype(y.dtype, jnp.floating):
+        y = y.astype(dtype)
+    return x, y

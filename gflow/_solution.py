@@ -1,0 +1,108 @@
+"""What a solve returns."""
+
+import os
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._serialise import write
+from ._types import Scalar
+
+
+class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """Why a solve ended: Diffrax's results, and our own."""
+
+    unresolved = (
+        "The step size fell below the resolution of the clock. Either the flow moves "
+        "on a scale of time that the clock cannot resolve (clock=gflow.clocks.EFolds() "
+        "can), or the gradient is not finite from here on."
+    )
+    diverged = (
+        "Gradient descent diverged: the parameters or the loss are no longer finite. "
+        "Use a smaller step size."
+    )
+
+
+class Resume(eqx.Module):
+    """Where a solve stopped: pass it as `integrate(..., resume=)` to go on."""
+
+    position: Any
+    log_unit: Scalar
+    loss_start: Scalar
+
+
+class Solution(eqx.Module):
+    r"""A solution of the flow, at T saved times.
+
+    A PyTree: it comes out of `jit` and `vmap` (then with leading axes), and
+    `gflow.save` writes it to one file.
+
+    **Attributes:**
+
+    - `log_t`: (T,) natural logarithm of the time; -inf at t = 0. Gradient descent
+        with a transformation whose step size is not known has NaN here.
+    - `models`: the model, with a leading axis T on every parameter.
+    - `final`: the model at the end of the solve.
+    - `log_loss`: (T,) natural logarithm of ℒ; NaN where a custom loss is negative.
+    - `log_norm`: (T,) log ‖W‖.
+    - `predictions`: (T, n, ...) outputs on the data.
+    - `observed`: dict from the observers' names to arrays with leading axis T.
+    - `energy_defect`: (T,) $(\mathcal L(0) - \mathcal L(t) - \int_0^t\|\dot W\|^2)
+        / |\mathcal L(0)|$: zero along the true flow, up to the tolerance. NaN for
+        gradient descent, which is no flow.
+    - `log_t_final`: the time that was reached, as its logarithm.
+    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, and
+        `num_gradients`, full-data gradient evaluations by the solve (a Hessian- or
+        Jacobian-vector product counts two; -1 if the solver does not tell). What the
+        observers evaluate at the saved times is not counted.
+    - `result`: a `gflow.RESULTS`; an empty message means success.
+    - `resume`: state to continue from.
+    - `kinks`: how points where the model is not differentiable were treated: "none"
+        (there are none), or "autodiff" (whatever automatic differentiation returns:
+        near kinks this need not be the flow, see `energy_defect`).
+    - `clock`, `solver`: what the solve ran with.
+    - `rtol`: the tolerance it ran with.
+    - `limit`: the limit at t = ∞, if asked for.
+
+    Slots of a failed solve that were never reached are NaN when the times were given
+    (`save_at=` an array), and repeat the final state when they were not and the solve
+    ran under `jit` or `vmap`, where arrays cannot be cut to length.
+    """
+
+    log_t: Float[Array, " times"]
+    models: Any
+    final: Any
+    log_loss: Float[Array, " times"]
+    log_norm: Float[Array, " times"]
+    predictions: Float[Array, "times examples ..."]
+    observed: dict[str, Any]
+    energy_defect: Float[Array, " times"]
+    log_t_final: Scalar
+    stats: dict[str, Any]
+    result: RESULTS
+    resume: Resume | None
+    rtol: Scalar
+    limit: Any = None
+    kinks: str = eqx.field(static=True, default="none")
+    clock: str = eqx.field(static=True, default="")
+    solver: str = eqx.field(static=True, default="")
+
+    @property
+    def t(self) -> Float[Array, " times"]:
+        """(T,) the times; inf where e^log_t overflows."""
+        return jnp.exp(self.log_t)
+
+    @property
+    def loss(self) -> Float[Array, " times"]:
+        """(T,) ℒ; zero where e^log_loss underflows."""
+        return jnp.exp(self.log_loss)
+
+    def __len__(self) -> int:
+        return self.log_t.shape[-1]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the solution to one file; see [`gflow.save`][]."""
+        write(self, path, RESULTS)

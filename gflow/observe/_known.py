@@ -1,0 +1,50 @@
+"""The observers there are, by name, and how to use them on a single model."""
+
+from typing import Any
+
+import equinox as eqx
+
+from .._check import checked_problem, degree_for
+from . import _geometry, _margins
+from ._observer import Observer, named
+from ._state import observe_at
+
+
+KNOWN: dict[str, Observer] = {
+    one.name: one
+    for module in (_geometry, _margins)
+    for one in vars(module).values()
+    if isinstance(one, Observer)
+}
+
+
+def evaluate(
+    model: Any, data: Any, loss: Any, observe: Any, *, filter_spec: Any = None
+) -> dict[str, Any]:
+    """Observers on a single model; one gradient evaluation for all of them.
+
+    **Arguments:**
+
+    - `model`, `data`, `loss`, `filter_spec`: as for `gflow.integrate`.
+    - `observe`: an observer, its name, a function of the observed state, a sequence of
+        these, or a dict from names to these.
+
+    **Returns:**
+
+    A dict from names to values. What only a solve can know (`path_length`) is NaN.
+
+    **Raises:**
+
+    `ValueError` for data that do not fit the model and the loss, for an unknown
+    observer, or for a model that is not homogeneous where a degree is needed.
+    """
+    observers = named(observe, KNOWN)
+    problem, params = checked_problem(model, data, loss, filter_spec)
+    degree = degree_for(observers, problem, params)
+    return _evaluate(problem, params, degree, observers)
+
+
+@eqx.filter_jit
+def _evaluate(problem, params, degree, observers):
+    state = observe_at(problem, params, degree=degree)
+    return {name: one(state) for name, one in observers.items()}

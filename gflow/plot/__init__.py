@@ -1,0 +1,13 @@
+"""Figures of solutions, with Matplotlib.
+
+Every function takes solutions and returns the axes it drew on. Nothing is integrated
+or observed again: what a figure shows is what the solutions hold. t = 0, where
+log t = -∞, and undefined (NaN) values are not drawn. Of a solution with leading axes
+(from `vmap`) each lane is a thin line, with the median over the lanes on top.
+"""
+
+from ._curves import observed as observed
+from ._curves import training as training
+from ._directions import directions as directions
+from ._distribution import distribution as distribution
+from ._margins import margins as margins
