@@ -15,9 +15,10 @@ import time
 
 import diffrax
 import equinox as eqx
-import gflow
 import jax
 import jax.numpy as jnp
+
+import gflow
 
 
 class Net(eqx.Module):
@@ -42,9 +43,7 @@ def problem(width, d, n):
 def bare(model, x, y, count):
     """`count` jitted value_and_grad evaluations, called one by one from Python."""
     gradient = eqx.filter_jit(
-        eqx.filter_value_and_grad(
-            lambda m: 0.5 * jnp.sum((jax.vmap(m)(x) - y) ** 2)
-        )
+        eqx.filter_value_and_grad(lambda m: 0.5 * jnp.sum((jax.vmap(m)(x) - y) ** 2))
     )
     jax.block_until_ready(gradient(model))
 
@@ -104,8 +103,10 @@ def main():
     jax.config.update("jax_enable_x64", True)
     device = jax.devices()[0]
     print(f"machine   {platform.machine()}, {device.platform} ({device.device_kind})")
-    print(f"versions  jax {jax.__version__}, diffrax {diffrax.__version__}, "
-          f"equinox {eqx.__version__}, gflow {gflow.__version__}")
+    print(
+        f"versions  jax {jax.__version__}, diffrax {diffrax.__version__}, "
+        f"equinox {eqx.__version__}, gflow {gflow.__version__}"
+    )
     print("float64, median of 7 repeats\n")
     header = (
         f"{'P':>9} {'n':>5} {'gradients':>9} | {'bare':>9} {'Euler loop':>10} "

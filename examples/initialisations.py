@@ -12,11 +12,12 @@ import pathlib
 import time
 
 import equinox as eqx
-import gflow
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+
+import gflow
 
 
 jax.config.update("jax_enable_x64", True)
@@ -83,7 +84,9 @@ def main():
     solution = flow(jax.random.split(jax.random.key(0), COUNT))
     margins = np.asarray(solution.observed["min_margin"])
     successful = int(jnp.sum(solution.result == gflow.RESULTS.successful))
-    print(f"{'log t':>8} {'lowest':>10} {'median':>10} {'highest':>10} {'separated':>10}")
+    print(
+        f"{'log t':>8} {'lowest':>10} {'median':>10} {'highest':>10} {'separated':>10}"
+    )
     for i, log_t in enumerate(LOG_T):
         column = margins[:, i]
         separated = int(np.sum(column > 0))

@@ -13,12 +13,13 @@ import argparse
 import pathlib
 import time
 
-import gflow
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.svm import SVC
+
+import gflow
 
 
 jax.config.update("jax_enable_x64", True)  # losses to e^-1000 want float64

@@ -35,12 +35,10 @@ class Bisect(optx.AbstractRootFinder):
         return done, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return self.inner.postprocess(
-            fn, y, aux, args, options, state, tags, result
-        )
+        return self.inner.postprocess(fn, y, aux, args, options, state, tags, result)
 
 
 def bisect(dtype: Any, *, increasing: bool) -> Bisect:
     """A root finder for a function that changes sign once, up or down."""
     inner = optx.Bisection(rtol=0.0, atol=0.0, flip=not increasing)
-    return Bisect(inner, float(jnp.finfo(dtype).eps))
+    return Bisect(inner=inner, eps=float(jnp.finfo(dtype).eps))

@@ -23,7 +23,7 @@ class ControllerState(eqx.Module):
     """
 
     inner: Any
-    next_end: Scalar
+    next_end: Any
 
 
 class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
@@ -52,9 +52,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         if dt0 is None:
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
         scales, _, _ = self._scalars(y0, y0, y0)
-        end, inner = self.pid.init(
-            terms, t0, t1, scales, dt0, args, func, error_order
-        )
+        end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
         return end, ControllerState(inner, end)
 
     def adapt_step_size(
@@ -71,7 +69,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         state = ControllerState(inner, next_end)
         return keep, next_start, next_end, jump, state, result
 
-    def _scalars(self, y0: FlowState, y1: FlowState, error: FlowState):
+    def _scalars(self, y0: Any, y1: Any, error: Any):
         size0, size1, err = sizes(y0), sizes(y1), sizes(error)
         bad = jnp.any(
             jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))])
@@ -84,6 +82,9 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
         )
         size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
+        if err.motion is not None:
+            # Only used to choose which points to keep.
+            err = eqx.tree_at(lambda e: e.motion, err, jnp.zeros_like(err.motion))
         return _unit_books(size0), _unit_books(size1), err
 
     def _first_step(self, terms, t0, t1, y0, args, func, error_order):
@@ -118,7 +119,7 @@ def relative_to_arrays(rtol: Scalar, atol: Scalar) -> RelativeToArrays:
     pid = dfx.PIDController(
         rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, dcoeff=0.0, norm=_largest
     )
-    return RelativeToArrays(pid, rtol, atol)
+    return RelativeToArrays(pid=pid, rtol=rtol, atol=atol)
 
 
 def _largest(scalars) -> Scalar:
@@ -139,6 +140,6 @@ def _unit_books(size: FlowState) -> FlowState:
     return eqx.tree_at(lambda s: s.params, books, size.params)
 
 
-def _resolution(t: Scalar) -> Scalar:
+def _resolution(t: Any) -> Scalar:
     info = jnp.finfo(t.dtype)
     return jnp.maximum(info.eps * jnp.abs(t), info.tiny)

@@ -1,4 +1,4 @@
-"""The differential equation that Diffrax solves: field × clock, with its bookkeeping."""
+"""The differential equation that Diffrax solves: field × clock, and bookkeeping."""
 
 import equinox as eqx
 import jax
@@ -20,6 +20,8 @@ class FlowState(eqx.Module):
     dissipated: Scalar
     # ζ = ∫‖d(W/‖W‖)‖, if observed.
     path_length: Scalar | None
+    # ∫‖dW‖/‖W‖, if points are kept where the solution moves.
+    motion: Scalar | None
     # u = log(1 + t - t0), if the clock does not tell the time.
     log_time: Scalar | None
 
@@ -37,14 +39,17 @@ class FlowField(eqx.Module):
 
     def __call__(self, reading: Scalar, state: FlowState, args: None) -> FlowState:
         velocity = self.field(state.params)
-        log_rate = self.clock.log_rate(
-            reading, state.params, state.log_time, velocity
-        )
+        log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
         log_speed = velocity.log_speed + log_rate
         speed = jnp.exp(log_speed)
         log_size = log_norm(velocity.direction)
         log_square = 2 * (velocity.log_speed + log_size) - self.log_unit + log_rate
-        path, log_time = None, None
+        path, motion, log_time = None, None, None
+        if state.motion is not None:
+            # At W = 0 any motion is infinite; counting starts after it.
+            log_w = log_norm(state.params)
+            log_w = jnp.where(jnp.isneginf(log_w), jnp.inf, log_w)
+            motion = jnp.exp(log_speed + log_size - log_w)
         if state.path_length is not None:
             path = jnp.exp(log_speed + log_turning(state.params, velocity.direction))
         if state.log_time is not None:
@@ -53,16 +58,18 @@ class FlowField(eqx.Module):
             params=jtu.tree_map(lambda d: speed * d, velocity.direction),
             dissipated=jnp.exp(log_square),
             path_length=path,
+            motion=motion,
             log_time=log_time,
         )
 
-    def start(self, params: Params, *, path_length: bool) -> FlowState:
+    def start(self, params: Params, *, path_length: bool, motion: bool) -> FlowState:
         """The state at t0."""
         zero = jnp.zeros_like(self.log_unit)
         return FlowState(
             params=params,
             dissipated=zero,
             path_length=zero if path_length else None,
+            motion=zero if motion else None,
             log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,
         )
 

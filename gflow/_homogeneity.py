@@ -24,8 +24,8 @@ _LARGEST_DENOMINATOR = 12
 # Outputs below this part of the largest are sums that cancelled: their rounding errors
 # are those of outputs of this size.
 _CANCELLED = 0.01
-# Seeds and sizes of the surrogates: again with others if all outputs were zero.
-_ATTEMPTS = ((0, "fan-in"), (1, "fan-in"), (2, "one"))
+# Draws of surrogates before giving up on outputs that are all zero.
+_ATTEMPTS = 6
 
 
 def homogeneity(
@@ -88,13 +88,10 @@ def homogeneity(
                 "the model has no trainable parameter, so no degree of homogeneity."
             )
         dtypes = [leaf.dtype for leaf in leaves]
-        x = _examples(
-            x, np.result_type(*dtypes), all_of_them=isinstance(model, Batched)
-        )
-        if rtol is None:
-            rtol = max(float(jnp.finfo(one).eps) for one in dtypes) ** 0.5
+        x = _examples(x, np.result_type(*dtypes), isinstance(model, Batched))
         base, scaled = _measure(params, static, x)
-    return _degree(base, scaled, rtol)
+    rounding = max(float(jnp.finfo(one).eps) for one in dtypes)
+    return _degree(base, scaled, rounding**0.5 if rtol is None else rtol)
 
 
 def _is_known(leaf: Any) -> bool:
@@ -104,29 +101,30 @@ def _is_known(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
-def _examples(x: Any, dtype: Any, all_of_them: bool) -> Array:
+def _examples(x: Any, dtype: Any, keep_all: bool) -> Array:
     x = x if isinstance(x, jax.Array) else np.asarray(x)
     if x.ndim == 0 or x.size == 0:
         raise ValueError(
             f"x has shape {x.shape}; give at least one example along the leading axis."
         )
-    n = x.shape[0] if all_of_them else min(x.shape[0], _EXAMPLES)
+    n = x.shape[0] if keep_all else min(x.shape[0], _EXAMPLES)
     if not _is_known(x):
-        rng = np.random.default_rng(0)
-        x = _stand_in(jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), rng)
-    else:
+        one_lane = jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)
+        x = _surrogate(one_lane, np.random.default_rng(0))
+    elif n < x.shape[0]:
         # Spread over the data, which may be sorted by class.
-        x = x[np.linspace(0, x.shape[0] - 1, n).astype(int)]
+        x = np.asarray(x)[np.linspace(0, x.shape[0] - 1, n).astype(int)]
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     return jnp.asarray(x, dtype if floating else None)
 
 
-def _stand_in(leaf: Any, rng: np.random.Generator, scale: float = 1.0) -> Array:
+def _surrogate(leaf: Any, rng: np.random.Generator, std: float = 1.0) -> Any:
+    # In NumPy: JAX would compile the random numbers of every new shape.
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+        return np.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
-    return jnp.ones(leaf.shape, leaf.dtype)
+    return np.ones(leaf.shape, leaf.dtype)
 
 
 @eqx.filter_jit
@@ -137,34 +135,44 @@ def _outputs(params: Any, static: Any, x: Any) -> Any:
 
 def _measure(params: Any, static: Any, x: Array) -> tuple[np.ndarray, list[np.ndarray]]:
     # Outputs (examples, entries) at surrogate weights W, and at cW for each factor c.
-    for seed, size in _ATTEMPTS:
-        rng = np.random.default_rng(seed)
-
-        def surrogate(leaf, rng=rng, size=size):
-            std = fan_in(leaf.shape) ** -0.5 if size == "fan-in" else 1.0
-            return _stand_in(leaf, rng, std)
-
-        drawn = jtu.tree_map(surrogate, params)
-        kept = jtu.tree_map(lambda w: w if _is_known(w) else surrogate(w), static)
-
-        def at(c, drawn=drawn, kept=kept):
-            scaled = jtu.tree_map(lambda w: jnp.asarray(c, w.dtype) * w, drawn)
-            out = _outputs(scaled, kept, x)
-            if not _is_known(out):
-                raise ValueError(
-                    "the degree of homogeneity cannot be measured here: the model "
-                    "closes over traced arrays. Make them leaves of the model, wrapped "
-                    "in gflow.nn.Fixed if they are not trained."
-                )
-            return np.asarray(out, np.float64).reshape(x.shape[0], -1)
-
-        base = at(1.0)
+    for attempt in range(_ATTEMPTS):
+        drawn, kept = _draw(params, static, attempt)
+        base = _outputs_at(1.0, drawn, kept, x)
         if np.any(base != 0):
-            return base, [at(c) for c in _FACTORS]
+            return base, [_outputs_at(c, drawn, kept, x) for c in _FACTORS]
     raise ValueError(
         "the model's outputs at random weights are all zero, so its degree of "
         "homogeneity cannot be measured; give examples x that are not zero."
     )
+
+
+def _draw(params: Any, static: Any, attempt: int) -> tuple[Any, Any]:
+    # Every other attempt has the weights of the one before with the other sign: a single
+    # ReLU neuron is off in one of the two. Those of later attempts are larger.
+    seed, flipped = divmod(attempt, 2)
+    rng = np.random.default_rng(seed)
+    sign = -1.0 if flipped else 1.0
+
+    def draw(leaf):
+        std = 1.0 if seed else fan_in(leaf.shape) ** -0.5
+        return _surrogate(leaf, rng, sign * std)
+
+    drawn = jtu.tree_map(draw, params)
+    return drawn, jtu.tree_map(
+        lambda w: w if _is_known(w) else jnp.asarray(draw(w)), static
+    )
+
+
+def _outputs_at(c: float, drawn: Any, kept: Any, x: Array) -> np.ndarray:
+    scaled = jtu.tree_map(lambda w: jnp.asarray(np.asarray(c, w.dtype) * w), drawn)
+    out = _outputs(scaled, kept, x)
+    if not _is_known(out):
+        raise ValueError(
+            "the degree of homogeneity cannot be measured here: the model closes over "
+            "traced arrays. Make them leaves of the model, wrapped in gflow.nn.Fixed if "
+            "they are not trained."
+        )
+    return np.asarray(out, np.float64).reshape(x.shape[0], -1)
 
 
 def _degree(base: np.ndarray, scaled: list[np.ndarray], rtol: float) -> float:

@@ -57,7 +57,7 @@ def inner(a: PyTree[Float[Array, "..."]], b: PyTree[Float[Array, "..."]]) -> Sca
     """⟨a, b⟩ over all the arrays of two PyTrees of the same structure."""
     products = jtu.tree_map(lambda x, y: jnp.sum(x * y), a, b)
     leaves = jtu.tree_leaves(products)
-    return sum(leaves[1:], leaves[0])
+    return jnp.sum(jnp.stack(leaves))
 
 
 def angle(a: PyTree[Float[Array, "..."]], b: PyTree[Float[Array, "..."]]) -> Scalar:

@@ -9,7 +9,7 @@ from ._serialise import check_template, class_name, decode, is_ours, read
 from ._solution import RESULTS, Solution
 
 
-def save(solution: Solution, path: str | os.PathLike) -> None:
+def save(solution: Any, path: str | os.PathLike) -> None:
     """Writes a solution to one file, which [`gflow.load`][] reads.
 
     The file is an uncompressed NumPy `.npz` archive: each array under the name of its

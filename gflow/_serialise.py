@@ -101,7 +101,7 @@ class _Encoder:
         # By their messages: the numbers may be others in another version of Diffrax.
         (codes,) = jtu.tree_leaves(value)
         messages = {
-            str(code): self.results[_item(self.results, np.int32(code))]
+            str(code): self.results[_item(self.results, np.array(code, np.int32))]
             for code in np.unique(np.asarray(codes)).tolist()
         }
         return {"result": self.array(codes, name), "messages": messages}
@@ -191,7 +191,7 @@ class _Decoder:
     def result(self, node: dict[str, Any]) -> Any:
         codes = self.arrays[node["result"]["array"]]
         now = {
-            self.results[_item(self.results, np.int32(code))]: code
+            self.results[_item(self.results, np.array(code, np.int32))]: code
             for code in range(len(self.results))
         }
         found = np.zeros_like(codes)

@@ -32,6 +32,7 @@ class Resume(eqx.Module):
     position: Any
     log_unit: Scalar
     loss_start: Scalar
+    clock: str = eqx.field(static=True, default="")
 
 
 class Solution(eqx.Module):

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 
@@ -37,7 +38,7 @@ def exp(v: Any) -> Exp:
 
 def is_concrete(x: Any) -> bool:
     """Whether every array in `x` has values now (none is being traced)."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
 
 
 def as_time(t: Any) -> Any:

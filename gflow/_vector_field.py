@@ -28,7 +28,9 @@ class _Field(eqx.Module):
         log_rate = self.clock.log_rate(reading, params, log_time, velocity)
         speed = jnp.exp(velocity.log_speed + log_rate)
         moved = jtu.tree_map(lambda d: speed * d, velocity.direction)
-        return moved if tells_time else (moved, jnp.exp(log_rate - log_time))
+        if log_time is None:
+            return moved
+        return moved, jnp.exp(log_rate - log_time)
 
 
 def vector_field(
@@ -56,8 +58,8 @@ def vector_field(
 
     **Returns:**
 
-    `(term, y0)`: a `diffrax.ODETerm`, and the parameters W, a PyTree like the model with
-    None for what is not trained; `equinox.combine(W, model)` is the model with them.
+    `(term, y0)`: a `diffrax.ODETerm`, and the parameters W, a PyTree like the model
+    with None for what is not trained; `equinox.combine(W, model)` is that model.
     In a clock that does not tell the time (`Alpha`, `EFolds`), y0 is `(W, u)` with
     u = log(1 + t - t0) = 0.
 

@@ -140,9 +140,8 @@ def test_error_is_proportional_to_rtol(problem):
             np.linalg.norm(flat(sol.final) - exact[LONG]) / np.linalg.norm(exact[LONG])
         )
     assert slope(rtols, errors) == pytest.approx(1.0, abs=0.15)
-    # The local errors add up along the path, some of them contracted again.
-    assert np.all(np.array(errors) < 30 * rtols)
-    assert np.all(np.array(errors) > rtols / 30)
+    # Local errors add up along the path, and are contracted again.
+    assert np.all(np.array(errors) < 10 * rtols)
 
 
 def test_atol_is_an_error_per_array(problem):

@@ -21,4 +21,5 @@ class EFolds(AbstractClock):
         size = log_norm(params)
         # At W = 0 there are no e-folds of W to count.
         relative = jnp.where(jnp.isneginf(size), -jnp.inf, speed - size)
+        assert log_time is not None, "its reading does not tell the time"
         return -jnp.logaddexp(relative, -log_time)

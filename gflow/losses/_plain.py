@@ -136,6 +136,4 @@ def as_loss(loss: Any) -> AbstractLoss:
         raise ValueError(
             f"loss={loss.__name__} is a class; pass an instance, {loss.__name__}()."
         )
-    return Custom(loss)
-
-
+    return Custom(function=loss)

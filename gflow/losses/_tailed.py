@@ -66,9 +66,7 @@ class AbstractTailedLoss(AbstractLoss):
         alpha = self.inverse(jax.nn.logsumexp(self.log_value(p)))
         return jnp.exp(self.log_slope(p) - self.log_slope(alpha))
 
-    def linearise(
-        self, outputs: Float[Array, "examples ..."], y: Array
-    ) -> Linearised:
+    def linearise(self, outputs: Float[Array, "examples ..."], y: Array) -> Linearised:
         p, pull_back = jax.vjp(lambda f: self.soft_margins(f, y), outputs)
         log_sum = jax.nn.logsumexp(self.log_value(p))
         log_scale = self.log_slope(self.inverse(log_sum))

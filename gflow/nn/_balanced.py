@@ -1,5 +1,6 @@
 """Balanced weights: the zero set of what the flow conserves between layers."""
 
+import functools
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from ._mlp import DeepLinear
 from ._two_layer import TwoLayer
 
 
-Model = TypeVar("Model", DeepLinear, TwoLayer)
+Model = TypeVar("Model")
 
 
 def balanced(model: Model) -> Model:
@@ -91,6 +92,7 @@ def _norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."
     return jnp.squeeze(largest * jnp.sqrt(total), axis=axis)
 
 
+@jax.jit
 def _balanced_product(weights: list[Array]) -> list[Array]:
     # W_k = Q_k Σ^{1/L} Q_{k-1}ᵀ with Q_k of r orthonormal columns, Q_L Σ Q_0ᵀ the
     # singular value decomposition of the product, r the smallest size. Where Arora et
@@ -115,6 +117,7 @@ def _balanced_product(weights: list[Array]) -> list[Array]:
     return [(bases[k + 1] * root[None, :]) @ bases[k].T for k in range(depth)]
 
 
+@functools.partial(jax.jit, static_argnames="degree")
 def _balanced_neurons(
     weight: Float[Array, "width in"], outer: Float[Array, " width"], degree: float
 ) -> tuple[Array, Array]:

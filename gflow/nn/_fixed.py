@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
@@ -59,6 +60,7 @@ def trainable(model: PyTree) -> PyTree:
     def spec(node: Any) -> PyTree:
         if _is_fixed(node):
             return jtu.tree_map(lambda _: False, node)
-        return eqx.is_inexact_array(node)
+        # Equinox counts NumPy arrays too.
+        return isinstance(node, jax.Array) and eqx.is_inexact_array(node)
 
     return jtu.tree_map(spec, model, is_leaf=_is_fixed)

@@ -1,8 +1,10 @@
 """Rescaling all the parameters of a model, at any magnitude."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -99,10 +101,7 @@ def to_norm(model: PyTree, norm: Number, *, filter_spec: Any = None) -> PyTree:
         check_representable("norm", norm, leaf.dtype)
     # The widest dtype carries what the arrays share; strict promotion mixes none.
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: jnp.finfo(d).bits)
-    # Squares of entries below 1e-154 are zero in float64: the largest entry goes first.
-    largest = jnp.max(
-        jnp.stack([jnp.max(jnp.abs(w), initial=0).astype(dtype) for w in leaves])
-    )
+    largest = _largest(leaves, dtype)
     undefined = (largest == 0) | ~jnp.isfinite(largest)
     message = (
         "the parameters have no direction: all are zero, or one is not finite; check "
@@ -113,11 +112,21 @@ def to_norm(model: PyTree, norm: Number, *, filter_spec: Any = None) -> PyTree:
             raise ValueError(message)
     else:
         largest = eqx.error_if(largest, undefined, message)
-    unit = [w / largest.astype(w.dtype) for w in leaves]
-    size = jnp.sqrt(sum(jnp.sum(w.astype(dtype) ** 2) for w in unit))
-    # unit has entries up to 1 and size is at least 1, so nothing here overflows.
-    ratio = jnp.asarray(norm).astype(dtype) / size
-    params = jtu.tree_unflatten(
-        jtu.tree_structure(params), [ratio.astype(w.dtype) * w for w in unit]
-    )
+    moved = _rescaled(leaves, largest, jnp.asarray(norm).astype(dtype))
+    params = jtu.tree_unflatten(jtu.tree_structure(params), moved)
     return eqx.combine(params, static)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _largest(leaves: list[Array], dtype: Any) -> Array:
+    each = [jnp.max(jnp.abs(w), initial=0).astype(dtype) for w in leaves]
+    return jnp.max(jnp.stack(each))
+
+
+@jax.jit
+def _rescaled(leaves: list[Array], largest: Array, norm: Array) -> list[Array]:
+    # Squares of entries below 1e-154 are zero in float64: the largest entry goes first.
+    # What is left has entries up to 1 and a size of at least 1: nothing overflows.
+    unit = [w / largest.astype(w.dtype) for w in leaves]
+    size = jnp.sqrt(sum(jnp.sum(jnp.square(w.astype(norm.dtype))) for w in unit))
+    return [(norm / size).astype(w.dtype) * w for w in unit]

@@ -52,6 +52,7 @@ def path_length(state: State):
 
     $\zeta_t = \int_{t_0}^t \|\tfrac{d}{ds}\tfrac{W_s}{\|W_s\|}\|\,ds$, integrated
     along with the flow, not summed over saved points. NaN for a single model, for
-    gradient descent, and for a flow that starts at W = 0, which has no direction. (Ji & Telgarsky 2020, Theorem 3.1.)
+    gradient descent, and for a flow that starts at W = 0, which has no direction.
+    (Ji & Telgarsky 2020, Theorem 3.1.)
     """
     return state.path_length

@@ -276,17 +276,27 @@ def _draw_arcs(
         if not good.size:
             continue
         if joined:
-            ax.plot(*good.T, color=color, linewidth=1.6, alpha=alpha)
+            ax.plot(*_arc(good), color=color, linewidth=1.6, alpha=alpha)
         first, last = good[0], good[-1]
         ends = {"color": color, "linestyle": "none", "markersize": 5, "zorder": 4}
         ax.plot(*first, "o", markerfacecolor="white", alpha=alpha, **ends)
         ax.plot(*last, "o", label=label if one == 0 else None, alpha=alpha, **ends)
 
 
+def _arc(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Along the circle from each point to the next, not along the chord.
+    angle = np.unwrap(np.arctan2(path[:, 1], path[:, 0]))
+    points = np.arange(angle.size)
+    fine = np.linspace(0, angle.size - 1, 32 * (angle.size - 1) + 1)
+    angle = np.interp(fine, points, angle)
+    return np.cos(angle), np.sin(angle)
+
+
 def _colour_by_time(ax: Axes, path: np.ndarray, log_t: np.ndarray) -> None:
     # The saved states, dark to light with log t.
-    good = np.isfinite(log_t) & np.isfinite(path).all(axis=1)
-    ax.plot(*path[good].T, color=GREY, linewidth=0.8, zorder=1)
+    good = np.isfinite(path).all(axis=1)
+    ax.plot(*_arc(path[good]), color=colour(0), linewidth=1.2, zorder=1)
+    good &= np.isfinite(log_t)
     dots = ax.scatter(
         *path[good].T,
         c=log_t[good],
@@ -309,7 +319,7 @@ def _angular_axis(ax: Axes) -> None:
     first, last = np.floor(low / np.pi / step), np.ceil(high / np.pi / step)
     ticks = np.arange(first, last + 1) * step
     ax.set_yticks(ticks * np.pi, [_multiple_of_pi(tick) for tick in ticks])
-    ax.set_ylim(min(low, ticks[0] * np.pi), max(high, ticks[-1] * np.pi))
+    ax.set_ylim(low, high)
 
 
 def _multiple_of_pi(x: float) -> str:
@@ -330,8 +340,9 @@ def _guide(ax: Axes, xs: list[Any], curves: list[np.ndarray]) -> None:
     late = np.isfinite(x) & np.isfinite(y) & (x > _LATE)
     if late.sum() < 3 or x[late].max() < 3 * _LATE:
         return
-    ends = np.geomspace(_LATE, x[late].max(), 50)
     constant = 2 * np.quantile(x[late] * y[late], 0.9)
+    top = max(_LATE, constant / (2 * np.max(y[np.isfinite(y)])))
+    ends = np.geomspace(min(top, x[late].max()), x[late].max(), 50)
     ax.plot(
         ends,
         constant / ends,

@@ -9,6 +9,10 @@ from ._lines import solutions_of, values_of
 from ._style import colour, label_of, legend, new_axes, set_scale, style
 
 
+# Bins of a histogram.
+_MOST = 60
+
+
 def distribution(
     solutions: Any,
     name: str,
@@ -53,7 +57,7 @@ def distribution(
     every = np.concatenate([values for _, values, _ in samples])
     with style(ax):
         (ax,) = new_axes(ax)
-        bins = _bins(every)
+        bins = _bins(every, [values for _, values, _ in samples])
         for i, (label, values, count) in enumerate(samples):
             if values.size < count:
                 label = f"{label} ({values.size} of {count})".strip()
@@ -91,17 +95,31 @@ def _is_wide(values: np.ndarray) -> bool:
     return bool(values.min() > 0 and values.max() / values.min() > 1e3)
 
 
-def _bins(values: np.ndarray) -> np.ndarray:
-    # Shared by all samples; as many as Freedman & Diaconis (1981) or Sturges (1926)
-    # would take, whichever are more, but no more than can be seen.
-    logarithmic = _is_wide(values)
-    edges = np.log(values) if logarithmic else values
-    scale = np.abs(edges).max() or 1.0
-    # In units of order one: spreads of 1e-60 are good ones, but not to `histogram`.
-    made = np.histogram_bin_edges(edges / scale, bins="auto") * scale
-    if made.size > 61:
-        made = np.linspace(made[0], made[-1], 61)
-    return np.exp(made) if logarithmic else made
+def _bins(every: np.ndarray, samples: list[np.ndarray]) -> np.ndarray:
+    # Shared by all samples, as narrow as the narrowest of them asks for (Freedman &
+    # Diaconis 1981 or Sturges 1926), but no more than can be seen.
+    logarithmic = _is_wide(every)
+    scale = 1.0 if logarithmic else float(np.abs(every).max()) or 1.0
+
+    def position(values):
+        # In units of order one: margins of 1e-60 are numbers like any other, but
+        # not to `histogram_bin_edges`.
+        return np.log(values) if logarithmic else values / scale
+
+    low, high = position(every).min(), position(every).max()
+    widths = [
+        np.diff(np.histogram_bin_edges(position(values), bins="auto"))[0]
+        for values in samples
+        if np.ptp(position(values)) > 0
+    ]
+    count = int(np.clip(np.ceil((high - low) / min(widths, default=1.0)), 1, _MOST))
+    if high == low:
+        low, high = low - 0.05, high + 0.05
+    made = np.linspace(low, high, count + 1)
+    if logarithmic:
+        # The ends again, which rounding may have moved inwards.
+        return np.concatenate([[every.min()], np.exp(made[1:-1]), [every.max()]])
+    return made * scale
 
 
 def _draw(ax: Axes, kind: str, values, bins, *, label: str, color: str) -> None:

@@ -148,8 +148,8 @@ def draw_any(
 def median(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The median over lanes, on the lanes' own points if they share them.
 
-    Otherwise each lane is interpolated, and the median taken where at least half of
-    the lanes are defined.
+    Otherwise each lane is interpolated, and the median taken from where all lanes have
+    begun to where half of them have ended.
     """
     defined = np.isfinite(x) & np.isfinite(y)
     if np.array_equal(x, np.broadcast_to(x[:1], x.shape), equal_nan=True):
@@ -159,12 +159,14 @@ def median(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keep = np.linspace(0, points.size - 1, _MEDIAN_POINTS).round().astype(int)
         points = points[keep]
     lanes = np.full((x.shape[0], points.size), np.nan)
+    begun = -np.inf
     for one, good in enumerate(defined):
         if good.any():
             order = np.argsort(x[one][good], kind="stable")
             xs, ys = x[one][good][order], y[one][good][order]
             lanes[one] = np.interp(points, xs, ys, left=np.nan, right=np.nan)
-    return points, _median_where(lanes)
+            begun = max(begun, xs[0])
+    return points, np.where(points >= begun, _median_where(lanes), np.nan)
 
 
 def _median_where(lanes: np.ndarray) -> np.ndarray:

@@ -37,7 +37,9 @@ def margins(
 
     The margins $p_i/\|W\|^L$ of the examples, thin, dark to light in the order of their
     final values (of more than 200 examples, 200 evenly spaced ones); their minimum; and
-    the smoothed margin $\tilde\alpha$, which bounds it from below.
+    the smoothed margin $\tilde\alpha$, which bounds it from below. (Where W is still
+    tiny $\tilde\alpha$ can be astronomically negative; the vertical axis then ends
+    before.)
 
     **Arguments:**
 
@@ -97,6 +99,7 @@ def margins(
                 number = i if len(drawn) > 1 else None
                 _draw(ax, x, values[one], one, label, number)
         set_scale(ax, "x", scale, logarithm=against != "t")
+        _clip(ax, [one for _, _, values in drawn for one in values.values()])
         ax.set_xlabel(x_label)
         ax.set_ylabel("margin / median" if "margins" in kinds else "normalised margin")
         legend(ax)
@@ -150,6 +153,13 @@ def _draw(ax: Axes, x, y, kind: str, label: str, number: int | None) -> None:
         color=shade or _COLOURS[kind],
         linestyle=_LINES[kind],
     )
+
+
+def _clip(ax: Axes, drawn: list[np.ndarray]) -> None:
+    # α < 0 until the data are separated, and α/‖W‖^L is -1e119 at ‖W‖ = 1e-60.
+    values = np.concatenate([one[np.isfinite(one)] for one in drawn])
+    if values.size and 0 < 20 * values.max() < -values.min():
+        ax.set_ylim(-values.max(), 1.05 * values.max())
 
 
 def _by_median(p: np.ndarray) -> np.ndarray:

@@ -36,7 +36,6 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.fontsize": _SMALL_SIZE,
     "lines.solid_capstyle": "round",
-    "mathtext.fontset": "cm",
 }
 
 # Values that span more than this many units are drawn on a symmetrical logarithmic
@@ -52,7 +51,7 @@ _LABELS = {
     "log_norm": r"$\log\,\Vert W\Vert$",
     "layer_norms": r"$\Vert W_k\Vert$",
     "grad_norm": r"$\log\,\Vert\nabla\mathcal{L}\Vert$",
-    "alignment": r"$\angle(W,\,-\nabla\mathcal{L})$  (rad)",
+    "alignment": r"$\angle(W,\,{-}\nabla\mathcal{L})$  (rad)",
     "path_length": r"$\zeta_t$  (rad)",
     "margins": r"$p_i$",
     "normalized_margins": r"$p_i/\Vert W\Vert^L$",
@@ -117,6 +116,7 @@ def new_axes(
         for one in axes:
             # Made when drawn, so after the style has been left.
             one.tick_params(labelsize=_SMALL_SIZE, width=0.8)
+        axes[0].get_figure(root=True).align_ylabels(axes)
         return axes
     axes = [ax] if isinstance(ax, Axes) else list(np.ravel(ax))
     if len(axes) != count:
@@ -129,11 +129,14 @@ def legend(ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
+    # Above the factor, such as 1e-60, that small or large numbers have taken out.
+    size = np.abs(ax.get_ylim()).max()
+    factored = ax.get_yscale() == "linear" and not 1e-4 < size < 1e5
     ax.legend(
         handles,
         labels,
         loc="lower left",
-        bbox_to_anchor=(0.0, 1.01),
+        bbox_to_anchor=(0.0, 1.08 if factored else 1.01),
         ncols=min(len(labels), 3),
         frameon=False,
         borderaxespad=0.0,
@@ -161,6 +164,19 @@ def set_scale(ax: Axes, axis: str, scale: str, *, logarithm: bool = True) -> Non
             scale = "log"
     options = {"linthresh": _LINEAR_UP_TO} if scale == "symlog" else {}
     (ax.set_xscale if axis == "x" else ax.set_yscale)(scale, **options)
+    if scale == "symlog":
+        (ax.xaxis if axis == "x" else ax.yaxis).set_major_formatter(_tick)
+
+
+def _tick(value: float, position: float | None = None) -> str:
+    # 0, 10, 100, 1000, then powers of ten.
+    del position
+    if abs(value) <= 1000:
+        return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    sign = "-" if value < 0 else ""
+    exponent = np.log10(abs(value))
+    power = round(exponent)
+    return f"${sign}10^{{{power}}}$" if abs(exponent - power) < 1e-6 else ""
 
 
 def _drawn(ax: Axes, axis: str) -> tuple[float, float]:

@@ -1,0 +1,141 @@
+"""Choosing the clock and the solver, and checking the user's own choices."""
+
+from typing import Any, Literal
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from ._norms import array_norm, log_norm
+from ._problem import Problem
+from ._solution import Resume, Solution
+from ._times import Exp, is_concrete, log_elapsed
+from ._types import Params
+from .clocks import AbstractClock, Alpha, EFolds, LogTime, Physical
+from .fields import GradientField
+
+
+_MAX_STEPS = 1_000_000
+_MAX_STEPS_KEPT = 4096
+# Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
+# steps of an escape that are to be resolved are e^-14 ~ 1e-6 of its duration.
+_SMALL = 0.1
+_DIGITS = 14.0
+
+
+def checked_clock(clock, problem: Problem, params, t0, t1, dtype) -> AbstractClock:
+    if clock is None and _rests(problem, params, dtype):
+        clock = EFolds()
+    if clock is None:
+        logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
+        clock = LogTime() if problem.is_tailed or logarithmic else Physical()
+    if not isinstance(clock, AbstractClock):
+        raise ValueError(
+            f"clock={clock!r} is not a clock; use an instance from gflow.clocks, such "
+            "as gflow.clocks.LogTime()."
+        )
+    if isinstance(clock, Alpha) and not problem.is_tailed:
+        raise ValueError(
+            f"the Alpha clock needs a loss with an exponential tail, and "
+            f"{type(problem.loss).__name__} has none; use gflow.clocks.Physical() or "
+            "gflow.clocks.LogTime()."
+        )
+    if isinstance(clock, Physical) and is_concrete((t0, t1)):
+        largest = float(np.log(float(jnp.finfo(dtype).max)))
+        span = float(np.asarray(log_elapsed(t1, t0)))
+        if span > largest:
+            raise ValueError(
+                f"t1 - t0 = e^{span:g} is beyond the largest "
+                f"{jnp.dtype(dtype).name} (e^{largest:.0f}), which the Physical clock "
+                "steps in; use gflow.clocks.LogTime()."
+            )
+    return clock
+
+
+def _rests(problem: Problem, params: Params, dtype) -> bool:
+    """Whether the start is so small that its escape is unresolved in time.
+
+    In a time T = ‖W‖/‖dW/dt‖ the weights first change by their own size; if they then
+    go on within a time of order 1, that is a relative precision of 1/T in time.
+    """
+    if not is_concrete((problem, params)):
+        return False
+    sizes = [float(array_norm(leaf)) for leaf in jtu.tree_leaves(params)]
+    if not 0 < min(sizes) < _SMALL:
+        return False
+    resolved = -float(jnp.log(jnp.finfo(dtype).eps)) - _DIGITS
+    return float(_log_rest(problem, params)) > resolved
+
+
+@eqx.filter_jit
+def _log_rest(problem: Problem, params: Params):
+    # log(‖W‖/‖dW/dt‖).
+    velocity = GradientField(problem)(params)
+    speed = velocity.log_speed + log_norm(velocity.direction)
+    return log_norm(params) - speed
+
+
+def checked_solver(solver) -> dfx.AbstractSolver:
+    if solver is None:
+        return dfx.Tsit5()
+    if isinstance(solver, type) and issubclass(solver, dfx.AbstractSolver):
+        raise ValueError(
+            f"solver={solver.__name__} is a class; pass an instance, "
+            f"{solver.__name__}()."
+        )
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"solver={solver!r} is not a Diffrax solver with an error estimate, "
+            "so its error cannot be controlled; use, say, diffrax.Tsit5(). For gradient "
+            "descent, which is Euler's method, use gflow.descend; for fixed steps drive "
+            "Diffrax yourself with gflow.vector_field."
+        )
+    return solver
+
+
+def save_mode(save_at) -> Literal["given", "adaptive", "steps"]:
+    if save_at is None:
+        return "adaptive"
+    if isinstance(save_at, str):
+        if save_at != "steps":
+            raise ValueError(
+                f"save_at={save_at!r} is not known; use 'steps', an array of times, "
+                "gflow.exp(array) or None."
+            )
+        return "steps"
+    return "given"
+
+
+def checked_max_steps(max_steps, save) -> int:
+    if max_steps is None:
+        return _MAX_STEPS_KEPT if save == "steps" else _MAX_STEPS
+    if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)):
+        raise ValueError(f"max_steps={max_steps!r} is not an integer.")
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps} is not positive.")
+    return int(max_steps)
+
+
+def checked_resume(resume: Any, clock: AbstractClock) -> Resume | None:
+    """The state to resume from; ValueError unless it is one, of this clock."""
+    if isinstance(resume, Solution):
+        resume = resume.resume
+        if resume is None:
+            raise ValueError(
+                "resume: that solution does not hold a state to resume; only those of "
+                "gflow.integrate do."
+            )
+    if resume is None:
+        return None
+    if not isinstance(resume, Resume):
+        raise ValueError(
+            f"resume={resume!r} is not a gflow.Solution nor a solution's .resume."
+        )
+    if resume.clock != type(clock).__name__:
+        raise ValueError(
+            f"that solve ran with clock {resume.clock} and this one would with "
+            f"{type(clock).__name__}; pass clock=gflow.clocks.{resume.clock}()."
+        )
+    return resume

@@ -1,0 +1,170 @@
+"""Diffrax, set up for a flow: one solve from a position to an end."""
+
+from typing import Any, cast
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from ._controller import ControllerState, RelativeToArrays
+from ._flow import FlowField, FlowState
+from ._types import IntScalar, Scalar
+
+
+class Position(eqx.Module):
+    """Where a solve stands; enough to continue it bit for bit."""
+
+    reading: Scalar
+    state: FlowState
+    solver_state: Any
+    controller_state: ControllerState
+
+
+class Counts(eqx.Module):
+    num_steps: IntScalar
+    num_accepted_steps: IntScalar
+
+
+class Solved(eqx.Module):
+    """States kept by a solve. Entries from `num_kept` on are padding."""
+
+    readings: Float[Array, " times"]
+    states: FlowState  # with a leading axis of times
+    num_kept: IntScalar
+    end: Position
+    counts: Counts
+    result: dfx.RESULTS
+
+
+class Engine(eqx.Module):
+    """Everything that a Diffrax solve needs but the start and the end."""
+
+    field: FlowField
+    solver: dfx.AbstractSolver
+    controller: RelativeToArrays
+    event: dfx.Event | None
+    progress: dfx.AbstractProgressMeter
+
+    @property
+    def term(self) -> dfx.ODETerm:
+        return dfx.ODETerm(cast(Any, self.field))
+
+    def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
+        """The position at t0, with the first step chosen."""
+        solver, term = self.solver, self.term
+        _, controller_state = self.controller.init(
+            term, reading, end, state, None, None, solver.func, solver.error_order(term)
+        )
+        solver_state = solver.init(
+            term, reading, controller_state.next_end, state, None
+        )
+        return Position(reading, state, solver_state, controller_state)
+
+    def run(
+        self, position: Position, end: Scalar, saveat: dfx.SaveAt, **options
+    ) -> dfx.Solution:
+        """One Diffrax solve from a position on."""
+        controller = eqx.tree_at(
+            lambda c: c.resume,
+            self.controller,
+            position.controller_state,
+            is_leaf=lambda x: x is None,
+        )
+        if saveat.subs is not None and any(
+            s.ts is not None for s in saveat.subs.values()
+        ):
+            if not interpolates_well(self.solver):
+                controller = dfx.ClipStepSizeController(
+                    controller, step_ts=saveat.subs["kept"].ts
+                )
+        return dfx.diffeqsolve(
+            self.term,
+            self.solver,
+            position.reading,
+            end,
+            None,
+            position.state,
+            saveat=saveat,
+            stepsize_controller=controller,
+            event=self.event,
+            throw=False,
+            solver_state=position.solver_state,
+            **options,
+        )
+
+
+def interpolates_well(solver: dfx.AbstractSolver) -> bool:
+    """Whether the solver's dense output is as accurate as its error control.
+
+    True of Diffrax's explicit Runge-Kutta methods, whose interpolants have a local
+    order at least that of their error estimate. The implicit ones interpolate by
+    cubic Hermite polynomials, below their order and through stiff derivatives: there
+    the solver steps to the save times instead.
+    """
+    return isinstance(solver, dfx.AbstractERK)
+
+
+def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:
+    """Gradients that one step costs, or None if the solver does not tell."""
+    if isinstance(solver, dfx.AbstractERK):
+        tableau: Any = solver.tableau
+        return tableau.num_stages - (1 if tableau.fsal else 0)
+    return None
+
+
+def position_at(solution: dfx.Solution, end: str) -> Position:
+    """Where a Diffrax solve stands that saved its end under this name."""
+    ts: Any = solution.ts
+    ys: Any = solution.ys
+    controller_state: Any = solution.controller_state
+    if not isinstance(controller_state, ControllerState):
+        controller_state = controller_state.inner_state  # of a clipping controller
+    return Position(
+        reading=ts[end][0],
+        state=jtu.tree_map(lambda x: x[0], ys[end]),
+        solver_state=solution.solver_state,
+        controller_state=controller_state,
+    )
+
+
+def counts_of(solution: dfx.Solution) -> Counts:
+    """The steps that a Diffrax solve took."""
+    stats = solution.stats
+    return Counts(
+        jnp.asarray(stats["num_steps"]), jnp.asarray(stats["num_accepted_steps"])
+    )
+
+
+def at_times(
+    engine: Engine,
+    start: Position,
+    end: Scalar,
+    readings: Float[Array, " times"],
+    *,
+    max_steps: int,
+) -> Solved:
+    """Keeps the states at the given readings of a clock that tells the time."""
+    saveat = dfx.SaveAt(
+        subs={"kept": dfx.SubSaveAt(ts=readings), "end": dfx.SubSaveAt(t1=True)},
+        solver_state=True,
+        controller_state=True,
+    )
+    solution = engine.run(
+        start,
+        end,
+        saveat,
+        max_steps=max_steps,
+        progress_meter=engine.progress,
+    )
+    ts: Any = solution.ts
+    ys: Any = solution.ys
+    return Solved(
+        readings=readings,
+        states=ys["kept"],
+        num_kept=jnp.sum(jnp.isfinite(ts["kept"])),
+        end=position_at(solution, "end"),
+        counts=counts_of(solution),
+        result=solution.result,
+    )

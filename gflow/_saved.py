@@ -1,0 +1,83 @@
+"""What is seen at the saved states of a solve."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float
+
+from ._norms import log_norm
+from ._problem import Problem
+from ._solution import RESULTS, Solution
+from ._types import Params
+from .observe import Observer, observe_at
+
+
+class Seen(eqx.Module):
+    """What a solution reports of each saved state, all with leading axis T."""
+
+    log_loss: Float[Array, " times"]
+    loss: Float[Array, " times"]
+    log_norm: Float[Array, " times"]
+    outputs: Float[Array, "times examples ..."]
+    observed: dict[str, Any]
+
+
+def seen_at(
+    problem: Problem,
+    params: Params,
+    observers: Mapping[str, Observer],
+    *,
+    log_t: Float[Array, " times"],
+    path_length: Float[Array, " times"] | None = None,
+    degree: float | None = None,
+) -> Seen:
+    """Losses, norms, outputs and observers at states stacked along a leading axis.
+
+    One state after the other: the memory is that of one gradient evaluation.
+    """
+
+    def look(item):
+        log_t, params, path = item
+        state = observe_at(
+            problem, params, log_t=log_t, path_length=path, degree=degree
+        )
+        observed = {name: one(state) for name, one in observers.items()}
+        return state.log_loss, state.loss, log_norm(params), state.outputs, observed
+
+    return Seen(*jax.lax.map(look, (log_t, params, path_length)))
+
+
+def masked(tree: Any, reached: Bool[Array, " times"]) -> Any:
+    """NaN in the slots that were not reached; what is not floating stays."""
+
+    def one(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(reached.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
+
+    return jtu.tree_map(one, tree)
+
+
+def has_time_axis(models: Any, final: Any) -> list[bool]:
+    """Which leaves of a solution's `models` are trained, so have an axis of times.
+
+    The others are those of the model itself, whatever axes `vmap` put in front.
+    """
+    pairs = zip(jtu.tree_leaves(models), jtu.tree_leaves(final), strict=True)
+    return [
+        eqx.is_array(leaf) and leaf.ndim == getattr(last, "ndim", 0) + 1
+        for leaf, last in pairs
+    ]
+
+
+def thrown(solution: Solution) -> Solution:
+    """The solution, with a runtime error in it if the solve failed."""
+    bad = (solution.result != RESULTS.successful) & (
+        solution.result != RESULTS.event_occurred
+    )
+    leaf = solution.result.error_if(solution.log_t_final, bad)
+    return eqx.tree_at(lambda s: s.log_t_final, solution, leaf)
