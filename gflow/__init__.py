@@ -5,8 +5,14 @@ from . import data as data
 from . import losses as losses
 from . import nn as nn
 from . import observe as observe
+from . import plot as plot
+from ._compare import Comparison as Comparison
+from ._compare import compare as compare
+from ._descend import descend as descend
 from ._homogeneity import homogeneity as homogeneity
 from ._integrate import integrate as integrate
+from ._save import load as load
+from ._save import save as save
 from ._solution import RESULTS as RESULTS
 from ._solution import Resume as Resume
 from ._solution import Solution as Solution

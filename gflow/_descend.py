@@ -230,15 +230,16 @@ def _descend(
 ) -> Solution:
     """The compiled part: descend, then observe at the saved states."""
     start = _start(problem, params, plan)
-    kept, end = _kept(problem, plan, log_step, start, targets, num_steps)
+    kept, reached, end = _kept(
+        problem, plan, log_step, start, targets, in_range, num_steps
+    )
 
     def log_time(steps: Int[Array, "..."]) -> Float[Array, "..."]:
         return log_step + jnp.log(steps.astype(log_step.dtype))
 
     log_t = log_time(targets)
     seen = seen_at(problem, kept, plan.observers, log_t=log_t, degree=plan.degree)
-    reached = in_range & (targets <= end.taken) & start.alive
-    log_t, kept, seen = masked((log_t, kept, seen), reached)
+    log_t, seen = masked((log_t, seen), reached)
     # The step on which it diverged took a gradient too.
     failed = (start.alive & ~end.alive).astype(jnp.int32)
     return Solution(
@@ -288,8 +289,8 @@ def _start(problem: Problem, params: Params, plan: _Plan) -> _State:
     )
 
 
-def _kept(problem, plan, log_step, start, targets, num_steps) -> tuple[Params, _State]:
-    """The parameters at the target steps, and the state after all the steps.
+def _kept(problem, plan, log_step, start, targets, in_range, num_steps):
+    """The parameters at the target steps, which were reached, and the last state.
 
     The last stretch, from the last target to the end, runs in the same loop and keeps
     nothing: its slot is past the end of the buffer.
@@ -304,20 +305,25 @@ def _kept(problem, plan, log_step, start, targets, num_steps) -> tuple[Params, _
 
     def stretch(carry, item):
         state, kept = carry
-        slot, target = item
+        slot, target, wanted = item
         # `cond`, not a clause of the loop's condition: under vmap that one would be
         # there for each lane, and the loop would select all of its state at each step.
         state = jax.lax.cond(state.alive, run, lambda s, _: s, state, target)
-        kept = jtu.tree_map(
-            lambda k, w: k.at[slot].set(w, mode="drop"), kept, state.params
-        )
-        return (state, kept), None
+        reached = state.alive & wanted
 
-    times = targets.shape[0]
-    room = jtu.tree_map(lambda w: jnp.zeros((times, *w.shape), w.dtype), start.params)
+        def put(room, w):
+            return room.at[slot].set(jnp.where(reached, w, jnp.nan), mode="drop")
+
+        return (state, jtu.tree_map(put, kept, state.params)), reached
+
+    slots = jnp.arange(targets.shape[0] + 1)
     ends = jnp.concatenate([targets, num_steps[None]])
-    (end, kept), _ = jax.lax.scan(stretch, (start, room), (jnp.arange(times + 1), ends))
-    return kept, end
+    wanted = jnp.concatenate([in_range, jnp.array([True])])
+    room = jtu.tree_map(
+        lambda w: jnp.zeros((targets.shape[0], *w.shape), w.dtype), start.params
+    )
+    (end, kept), reached = jax.lax.scan(stretch, (start, room), (slots, ends, wanted))
+    return kept, reached[:-1], end
 
 
 def _next(problem: Problem, plan: _Plan, log_step: Scalar, state: _State) -> _State:

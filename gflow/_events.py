@@ -70,7 +70,7 @@ def checked_events(events: Any) -> tuple[Callable[[State], Any], ...]:
     raise ValueError(
         f"events={events!r}: pass a function of the observed state, or a sequence or "
         "dict of them, returning a number (the solve stops where it changes sign) or "
-        "a boolean (it stops after the step on which it becomes true)."
+        "a boolean (it stops where it becomes true)."
     )
 
 

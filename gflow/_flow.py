@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jaxtyping import Array, Float
 
 from ._norms import array_norm, inner, log_norm, unit
 from ._types import Params, Scalar
@@ -98,7 +99,9 @@ def log_unit(velocity: Velocity) -> Scalar:
     return jax.lax.stop_gradient(jnp.where(jnp.isfinite(log), log, 0))
 
 
-def loss_in_units(log_loss: Scalar, loss: Scalar, log_unit: Scalar) -> Scalar:
+def loss_in_units(
+    log_loss: Float[Array, "*times"], loss: Float[Array, "*times"], log_unit: Scalar
+) -> Float[Array, "*times"]:
     """ℒ/e^log_unit, without leaving the log domain unless ℒ is negative."""
     return jnp.where(
         jnp.isnan(log_loss), loss * jnp.exp(-log_unit), jnp.exp(log_loss - log_unit)

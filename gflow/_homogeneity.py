@@ -147,8 +147,8 @@ def _measure(params: Any, static: Any, x: Array) -> tuple[np.ndarray, list[np.nd
 
 
 def _draw(params: Any, static: Any, attempt: int) -> tuple[Any, Any]:
-    # Every other attempt has the weights of the one before with the other sign: a single
-    # ReLU neuron is off in one of the two. Those of later attempts are larger.
+    # Every other attempt has the weights of the one before with the other sign: a
+    # single ReLU neuron is off in one of the two. Those of later attempts are larger.
     seed, flipped = divmod(attempt, 2)
     rng = np.random.default_rng(seed)
     sign = -1.0 if flipped else 1.0
@@ -157,10 +157,10 @@ def _draw(params: Any, static: Any, attempt: int) -> tuple[Any, Any]:
         std = 1.0 if seed else fan_in(leaf.shape) ** -0.5
         return _surrogate(leaf, rng, sign * std)
 
-    drawn = jtu.tree_map(draw, params)
-    return drawn, jtu.tree_map(
-        lambda w: w if _is_known(w) else jnp.asarray(draw(w)), static
-    )
+    def keep(leaf):
+        return leaf if _is_known(leaf) else jnp.asarray(draw(leaf))
+
+    return jtu.tree_map(draw, params), jtu.tree_map(keep, static)
 
 
 def _outputs_at(c: float, drawn: Any, kept: Any, x: Array) -> np.ndarray:
@@ -169,8 +169,8 @@ def _outputs_at(c: float, drawn: Any, kept: Any, x: Array) -> np.ndarray:
     if not _is_known(out):
         raise ValueError(
             "the degree of homogeneity cannot be measured here: the model closes over "
-            "traced arrays. Make them leaves of the model, wrapped in gflow.nn.Fixed if "
-            "they are not trained."
+            "traced arrays. Make them leaves of the model, wrapped in gflow.nn.Fixed "
+            "if they are not trained."
         )
     return np.asarray(out, np.float64).reshape(x.shape[0], -1)
 

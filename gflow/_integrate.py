@@ -7,6 +7,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 
 from ._check import check_tolerances, checked_problem, checked_span, degree_for
 from ._choose import (
@@ -20,7 +21,7 @@ from ._engine import interpolates_well
 from ._events import checked_events
 from ._kinks import has_kinks
 from ._problem import dtype_of
-from ._run import Plan, cast_times, run
+from ._run import Plan, Times, cast_times, run
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
 from ._times import is_concrete
@@ -88,8 +89,8 @@ def integrate(
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
     - `max_steps`: None for 1,000,000 (4,096 with `save_at="steps"`, which keeps all).
     - `events`: functions of the observed state; the solve stops where one changes sign
-        (a number) or after the step on which it becomes true (a boolean). Each step
-        then costs one gradient more.
+        (a number) or becomes true (a boolean). Each step then costs one gradient
+        more.
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.
@@ -114,7 +115,7 @@ def integrate(
 
     !!! Example
 
-        >>> import gflow, jax.numpy as jnp
+        >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> x, y = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])
         >>> loss = gflow.losses.Exponential()
@@ -161,6 +162,7 @@ def integrate(
     )
     resume = checked_resume(resume, clock)
     times = cast_times(save_at, t0, t1, clock, save, dtype)
+    _check_resumed(resume, times, clock)
     solution, num_kept = run(
         problem,
         params,
@@ -172,6 +174,26 @@ def integrate(
     )
     solution = _finished(solution, num_kept, save)
     return thrown(solution) if throw else solution
+
+
+def _check_resumed(resume: Resume | None, times: Times, clock: AbstractClock) -> None:
+    """ValueError for times before the point to resume from."""
+    if resume is None or not is_concrete((resume, times)):
+        return
+    at = resume.position.reading
+    end, targets = times.end_reading, times.save_targets
+    if not isinstance(clock, AbstractTimeClock):
+        at, end = resume.position.state.log_time, times.horizon
+    if bool(end <= at):
+        raise ValueError(
+            "resume: that solve has already reached t1; ask for a later one in t_span "
+            "(and keep t0, from which the flow's time is counted)."
+        )
+    if targets is not None and bool(targets[0] < at):
+        raise ValueError(
+            "save_at begins before the time that was reached by the solve to resume; "
+            "leave out the times that it saved."
+        )
 
 
 def _finished(solution: Solution, num_kept, save) -> Solution:
@@ -186,7 +208,7 @@ def _finished(solution: Solution, num_kept, save) -> Solution:
 
 
 def _warn_if_chattering(solution: Solution) -> None:
-    defect = float(jnp.max(jnp.abs(jnp.nan_to_num(solution.energy_defect))))
+    defect = float(np.max(np.abs(np.nan_to_num(np.asarray(solution.energy_defect)))))
     bound = _DEFECT * float(solution.rtol)
     if solution.kinks != "none" and defect > bound:
         warnings.warn(
@@ -204,7 +226,8 @@ def _cut(solution: Solution, count: int) -> Solution:
     trained = has_time_axis(solution.models, solution.final)
     leaves, treedef = jtu.tree_flatten(solution.models)
     leaves = [
-        leaf[:count] if has else leaf for leaf, has in zip(leaves, trained, strict=True)
+        _first(leaf, count) if has else leaf
+        for leaf, has in zip(leaves, trained, strict=True)
     ]
 
     def over_time(s: Solution):
@@ -217,7 +240,12 @@ def _cut(solution: Solution, count: int) -> Solution:
             s.observed,
         )
 
-    cut = jtu.tree_map(lambda x: x[:count], over_time(solution))
+    cut = jtu.tree_map(lambda x: _first(x, count), over_time(solution))
     solution = eqx.tree_at(over_time, solution, cut)
     models = jtu.tree_unflatten(treedef, leaves)
     return eqx.tree_at(lambda s: s.models, solution, models)
+
+
+def _first(x: Any, count: int) -> Any:
+    # NumPy cuts without compiling a program for each new length.
+    return x if count == x.shape[0] else jnp.asarray(np.asarray(x)[:count])

@@ -24,7 +24,7 @@ class LogTimeMeter(dfx.AbstractProgressMeter):
     def step(self, state: Any, progress: Any) -> Any:
         if self.span is not None:
             progress = jnp.log1p(progress * self.span) / jnp.log1p(self.span)
-        return self.meter.step(state, jnp.asarray(progress, jnp.float32))
+        return self.meter.step(state, jnp.asarray(progress, jnp.result_type(float)))
 
     def close(self, state: Any) -> None:
         self.meter.close(state)

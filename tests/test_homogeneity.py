@@ -19,6 +19,15 @@ DTYPES = (jnp.float32, jnp.float64)
 SLOPE = functools.partial(nn.leaky_relu, slope=0.3)
 
 
+def ones(key, shape, dtype):
+    """The weights do not matter: the degree is measured at others."""
+    return np.ones(shape, dtype)
+
+
+def normal(*shape, dtype=np.float64):
+    return jnp.asarray(rng(0).standard_normal(shape).astype(dtype or np.float64))
+
+
 def power(exponent):
     return lambda z: jnp.abs(z) ** exponent
 
@@ -27,63 +36,66 @@ def conv_net(key, dtype):
     # Three weight layers.
     one, two, three = jr.split(key, 3)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, key=one, dtype=dtype),
+        nn.Conv2d(2, 4, 3, padding=1, key=one, init=ones, dtype=dtype),
         nn.relu,
         nn.MaxPool2d(2),
-        nn.Conv2d(4, 3, 3, key=two, dtype=dtype),
+        nn.Conv2d(4, 3, 3, key=two, init=ones, dtype=dtype),
         SLOPE,
         nn.AvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(3, 5, key=three, dtype=dtype),
+        nn.Linear(3, 5, key=three, init=ones, dtype=dtype),
     )
 
 
 # name: (a function of key and dtype that makes the model, its input shape, the degree)
 CASES = {
-    "linear": (lambda k, d: nn.Linear(3, 2, key=k, dtype=d), (3,), 1),
-    "conv": (lambda k, d: nn.Conv2d(2, 3, 3, key=k, dtype=d), (2, 5, 5), 1),
-    "mlp1": (lambda k, d: nn.MLP(3, 8, 1, key=k, dtype=d), (3,), 1),
-    "mlp3": (lambda k, d: nn.MLP(3, 8, 3, key=k, dtype=d), (3,), 3),
-    "mlp3-leaky": (
-        lambda k, d: nn.MLP(3, 8, 3, 2, SLOPE, key=k, dtype=d),
-        (3,),
-        3,
-    ),
+    "linear": (lambda k, d: nn.Linear(3, 2, key=k, init=ones, dtype=d), (3,), 1),
+    "conv": (lambda k, d: nn.Conv2d(2, 3, 3, key=k, init=ones, dtype=d), (2, 5, 5), 1),
+    "mlp3": (lambda k, d: nn.MLP(3, 8, 3, key=k, init=ones, dtype=d), (3,), 3),
     "mlp3-squared": (
-        lambda k, d: nn.MLP(3, 8, 3, "scalar", nn.squared_relu, key=k, dtype=d),
+        lambda k, d: nn.MLP(
+            3, 8, 3, "scalar", nn.squared_relu, key=k, init=ones, dtype=d
+        ),
         (3,),
         7,
     ),
-    "mlp4-ntk": (
-        lambda k, d: nn.MLP(3, 8, 4, key=k, dtype=d, init=nn.init.ntk()),
+    "mlp12": (
+        lambda k, d: nn.MLP(3, 8, 12, key=k, init=ones, dtype=d, scale=0.3),
         (3,),
-        4,
+        12,
     ),
-    "mlp20": (lambda k, d: nn.MLP(3, 8, 20, key=k, dtype=d), (3,), 20),
-    "deep-linear": (lambda k, d: nn.DeepLinear((3, 4, 4, 2), key=k, dtype=d), (3,), 3),
-    "two-layer": (lambda k, d: nn.TwoLayer(3, 8, key=k, dtype=d), (3,), 2),
+    "deep-linear": (
+        lambda k, d: nn.DeepLinear((3, 4, 4, 2), key=k, init=ones, dtype=d),
+        (3,),
+        3,
+    ),
+    "two-layer": (lambda k, d: nn.TwoLayer(3, 8, key=k, init=ones, dtype=d), (3,), 2),
     "two-layer-fixed": (
-        lambda k, d: nn.TwoLayer(3, 8, outer="fixed", key=k, dtype=d),
+        lambda k, d: nn.TwoLayer(3, 8, outer="fixed", key=k, init=ones, dtype=d),
         (3,),
         1,
     ),
     "squared": (
-        lambda k, d: nn.TwoLayer(3, 8, nn.squared_relu, key=k, dtype=d),
+        lambda k, d: nn.TwoLayer(3, 8, nn.squared_relu, key=k, init=ones, dtype=d),
         (3,),
         3,
     ),
     "squared-fixed": (
-        lambda k, d: nn.TwoLayer(3, 8, nn.squared_relu, "fixed", key=k, dtype=d),
+        lambda k, d: nn.TwoLayer(
+            3, 8, nn.squared_relu, "fixed", key=k, init=ones, dtype=d
+        ),
         (3,),
         2,
     ),
     "power": (
-        lambda k, d: nn.TwoLayer(3, 8, power(1.5), key=k, dtype=d),
+        lambda k, d: nn.TwoLayer(3, 8, power(1.5), key=k, init=ones, dtype=d),
         (3,),
         2.5,
     ),
     "irrational": (
-        lambda k, d: nn.TwoLayer(3, 8, power(np.pi), "fixed", key=k, dtype=d),
+        lambda k, d: nn.TwoLayer(
+            3, 8, power(np.pi), "fixed", key=k, init=ones, dtype=d
+        ),
         (3,),
         np.pi,
     ),
@@ -95,7 +107,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_degree(name, dtype, getkey):
     make, shape, expected = CASES[name]
-    x = jr.normal(getkey(), (5, *shape), dtype)
+    x = normal(5, *shape, dtype=dtype)
     degree = homogeneity(make(getkey(), dtype), x)
     assert isinstance(degree, float)
     if name == "irrational":
@@ -108,19 +120,19 @@ def test_degree(name, dtype, getkey):
 @pytest.mark.parametrize("seed", range(5))
 def test_wide_float32_network_is_no_false_alarm(seed):
     # Outputs of wide networks are sums that cancel.
-    model = nn.MLP(20, 512, 5, key=jr.key(seed), dtype=jnp.float32)
+    model = nn.MLP(20, 512, 5, key=jr.key(seed), init=ones, dtype=jnp.float32)
     assert homogeneity(model, rng(seed).normal(size=(200, 20))) == 5.0
 
 
 def test_weights_that_underflow(getkey):
-    model = nn.init.to_norm(nn.MLP(3, 8, 6, key=getkey()), 1e-60)
-    x = jr.normal(getkey(), (4, 3))
-    assert not np.any(jax.vmap(model)(x))  # 1e-360
+    model = nn.init.to_norm(nn.MLP(3, 8, 6, key=getkey(), init=ones), 1e-60)
+    x = normal(4, 3)
+    assert model(x[0]) == 0  # 1e-360
     assert homogeneity(model, x) == 6.0
 
 
 def test_data_of_another_dtype(getkey):
-    model = nn.MLP(3, 8, 2, key=getkey(), dtype=jnp.float32)
+    model = nn.MLP(3, 8, 2, key=getkey(), init=ones, dtype=jnp.float32)
     x = rng(0).normal(size=(4, 3))
     assert x.dtype == np.float64
     assert homogeneity(model, x) == 2.0
@@ -128,11 +140,11 @@ def test_data_of_another_dtype(getkey):
 
 
 def test_frozen_parameters_do_not_count(getkey):
-    model = nn.MLP(3, 8, 3, key=getkey())
+    model = nn.MLP(3, 8, 3, key=getkey(), init=ones)
     spec = eqx.tree_at(
         lambda m: m.layers[0].weight, jax.tree.map(eqx.is_array, model), False
     )
-    x = jr.normal(getkey(), (4, 3))
+    x = normal(4, 3)
     assert homogeneity(model, x, filter_spec=spec) == 2.0
 
 
@@ -145,8 +157,8 @@ def test_frozen_values_are_kept(getkey):
         def __call__(self, x):
             return self.linear(x) + self.bias.value
 
-    x = jr.normal(getkey(), (4, 3))
-    linear = nn.Linear(3, 2, key=getkey())
+    x = normal(4, 3)
+    linear = nn.Linear(3, 2, key=getkey(), init=ones)
     assert homogeneity(Biased(linear, nn.Fixed(jnp.zeros(2))), x) == 1.0
     with pytest.raises(ValueError, match="not positively homogeneous"):
         homogeneity(Biased(linear, nn.Fixed(jnp.ones(2))), x)
@@ -159,11 +171,23 @@ def test_scale_invariant_model_has_degree_zero(getkey):
         def __call__(self, x):
             return self.w @ x / jnp.linalg.norm(self.w)
 
-    assert homogeneity(Cosine(jnp.ones(3)), jr.normal(getkey(), (4, 3))) == 0.0
+    assert homogeneity(Cosine(jnp.ones(3)), normal(4, 3)) == 0.0
+
+
+def test_numpy_leaves_are_kept(getkey):
+    class Chosen(eqx.Module):
+        linear: nn.Linear
+        index: np.ndarray
+
+        def __call__(self, x):
+            return self.linear(x[self.index])
+
+    model = Chosen(nn.Linear(2, 2, key=getkey(), init=ones), np.array([0, 2]))
+    assert homogeneity(model, normal(4, 3)) == 1.0
 
 
 def test_batched(getkey):
-    linear = nn.Linear(3, 2, key=getkey())
+    linear = nn.Linear(3, 2, key=getkey(), init=ones)
 
     class Centred(eqx.Module):
         linear: nn.Linear
@@ -173,7 +197,7 @@ def test_batched(getkey):
             assert out.shape == (20, 2)  # the whole batch
             return out - jnp.mean(out, axis=0, keepdims=True)
 
-    x = jr.normal(getkey(), (20, 3))
+    x = normal(20, 3)
     assert homogeneity(nn.Batched(Centred(linear)), x) == 1.0
 
 
@@ -187,6 +211,18 @@ class OuterBias(eqx.Module):
 
     def __call__(self, x):
         return self.net(x) + self.bias
+
+
+def with_biases(dtype):
+    shapes = eqx.filter_eval_shape(eqx.nn.MLP, 3, 1, 8, 2, key=jr.key(0), dtype=dtype)
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.ones(leaf.shape, leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
+        shapes,
+    )
 
 
 class LogPeriodic(eqx.Module):
@@ -210,11 +246,14 @@ class TwoDegrees(eqx.Module):
 @pytest.mark.parametrize("name", ["eqx-mlp", "outer-bias", "tanh", "log", "degrees"])
 def test_not_homogeneous(name, dtype, getkey):
     model = {
-        "eqx-mlp": lambda: eqx.nn.MLP(3, 1, 8, 2, key=getkey(), dtype=dtype),
+        "eqx-mlp": lambda: with_biases(dtype),
         "outer-bias": lambda: OuterBias(
-            nn.MLP(3, 8, 2, key=getkey(), dtype=dtype), jnp.asarray(0.1, dtype)
+            nn.MLP(3, 8, 2, key=getkey(), init=ones, dtype=dtype),
+            jnp.asarray(0.1, dtype),
         ),
-        "tanh": lambda: nn.MLP(3, 8, 2, 1, jnp.tanh, key=getkey(), dtype=dtype),
+        "tanh": lambda: nn.MLP(
+            3, 8, 2, 1, jnp.tanh, key=getkey(), init=ones, dtype=dtype
+        ),
         "log": lambda: LogPeriodic(jnp.ones(3, dtype)),
         "degrees": lambda: TwoDegrees(jnp.ones(3, dtype)),
     }[name]()
@@ -224,8 +263,10 @@ def test_not_homogeneous(name, dtype, getkey):
 
 
 def test_the_remedy_helps(getkey):
-    x = jr.normal(getkey(), (4, 3))
-    assert homogeneity(nn.MLP(4, 8, 3, key=getkey()), nn.append_one(x)) == 3.0
+    x = normal(4, 3)
+    assert (
+        homogeneity(nn.MLP(4, 8, 3, key=getkey(), init=ones), nn.append_one(x)) == 3.0
+    )
 
 
 def test_rtol(getkey):
@@ -246,9 +287,11 @@ def test_rtol(getkey):
 
 def models(getkey, dtype=None):
     def make(key):
-        return nn.TwoLayer(3, 8, nn.squared_relu, outer="fixed", key=key, dtype=dtype)
+        return nn.TwoLayer(
+            3, 8, nn.squared_relu, outer="fixed", key=key, init=ones, dtype=dtype
+        )
 
-    return make, jr.split(getkey(), 4), jr.normal(getkey(), (5, 3), dtype)
+    return make, jr.split(getkey(), 4), normal(5, 3, dtype=dtype)
 
 
 def as_array(model, x):
@@ -286,9 +329,9 @@ def test_inside_grad(getkey):
 
 
 def test_non_homogeneous_raises_inside_jit(getkey):
-    model = OuterBias(nn.MLP(3, 8, 2, key=getkey()), jnp.asarray(0.1))
+    model = OuterBias(nn.MLP(3, 8, 2, key=getkey(), init=ones), jnp.asarray(0.1))
     with pytest.raises(ValueError, match="not positively homogeneous"):
-        eqx.filter_jit(as_array)(model, jr.normal(getkey(), (4, 3)))
+        eqx.filter_jit(as_array)(model, normal(4, 3))
 
 
 def test_second_call_traces_nothing(getkey):
@@ -298,11 +341,11 @@ def test_second_call_traces_nothing(getkey):
         traces.append(None)
         return jax.nn.relu(z)
 
-    x = jr.normal(getkey(), (4, 3))
-    homogeneity(nn.TwoLayer(3, 4, activation, key=getkey()), x)
+    x = normal(4, 3)
+    homogeneity(nn.TwoLayer(3, 4, activation, key=getkey(), init=ones), x)
     assert traces
     traces.clear()
-    homogeneity(nn.TwoLayer(3, 4, activation, key=getkey()), 2 * x)
+    homogeneity(nn.TwoLayer(3, 4, activation, key=getkey(), init=ones), 2 * x)
     assert not traces
 
 
@@ -310,7 +353,7 @@ def test_second_call_traces_nothing(getkey):
 
 
 def test_closed_over_tracers_are_named(getkey):
-    linear = nn.Linear(3, 2, key=getkey())
+    linear = nn.Linear(3, 2, key=getkey(), init=ones)
 
     @jax.jit
     def inside(shift):
@@ -322,19 +365,18 @@ def test_closed_over_tracers_are_named(getkey):
 
 def test_zero_outputs(getkey):
     with pytest.raises(ValueError, match="all zero"):
-        homogeneity(nn.MLP(3, 8, 2, key=getkey()), jnp.zeros((4, 3)))
+        homogeneity(nn.MLP(3, 8, 2, key=getkey(), init=ones), jnp.zeros((4, 3)))
 
 
 def test_dead_surrogates_are_drawn_again():
-    # One neuron, one example: some draws give zero. At least one of these does at
-    # first, as the surrogates have one sign for each seed.
-    model = nn.TwoLayer(1, 1, outer="fixed", key=jr.key(0))
+    # One ReLU neuron and one example: each weight gives zero on one of these.
+    model = nn.TwoLayer(1, 1, outer="fixed", key=jr.key(0), init=ones)
     assert homogeneity(model, jnp.array([[1.0]])) == 1.0
     assert homogeneity(model, jnp.array([[-1.0]])) == 1.0
 
 
 def test_outputs_that_are_not_finite(getkey):
-    model = nn.MLP(3, 8, 2, key=getkey(), dtype=jnp.float32)
+    model = nn.MLP(3, 8, 2, key=getkey(), init=ones, dtype=jnp.float32)
     with pytest.raises(ValueError, match="not finite"):
         homogeneity(model, np.full((1, 3), 3e38))
 
@@ -347,7 +389,7 @@ def test_no_parameter():
 @pytest.mark.parametrize("shape", [(), (0, 3)])
 def test_no_example(shape, getkey):
     with pytest.raises(ValueError, match="at least one example"):
-        homogeneity(nn.Linear(3, 2, key=getkey()), np.zeros(shape))
+        homogeneity(nn.Linear(3, 2, key=getkey(), init=ones), np.zeros(shape))
 
 
 def test_public():

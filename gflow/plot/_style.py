@@ -168,7 +168,7 @@ def set_scale(ax: Axes, axis: str, scale: str, *, logarithm: bool = True) -> Non
         (ax.xaxis if axis == "x" else ax.yaxis).set_major_formatter(_tick)
 
 
-def _tick(value: float, position: float | None = None) -> str:
+def _tick(value: float, position: Any = None) -> str:
     # 0, 10, 100, 1000, then powers of ten.
     del position
     if abs(value) <= 1000:

@@ -1,0 +1,613 @@
+"""Arguments that cannot be right: ValueError before anything is compiled.
+
+Each message names the culprit and says what to do.
+"""
+
+import re
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gflow
+from gflow import losses
+from gflow.clocks import Alpha, LogTime, Physical
+
+
+class Dot(eqx.Module):
+    """x ↦ ⟨w, x⟩."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(self.w * x)
+
+
+class Matrix(eqx.Module):
+    """x ↦ W x."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w @ x
+
+
+class Affine(eqx.Module):
+    """x ↦ ⟨w, x⟩² + ⟨w, x⟩: no degree of homogeneity."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        z = jnp.sum(self.w * x)
+        return z**2 + z
+
+
+class Choosy(eqx.Module):
+    """Only takes inputs of three entries."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        if x.shape != (3,):
+            raise RuntimeError("three inputs, please")
+        return jnp.sum(self.w * x)
+
+
+class Untrained(eqx.Module):
+    """Its weights are NumPy's, so nothing is trained."""
+
+    w: np.ndarray
+
+    def __call__(self, x):
+        return jnp.sum(jnp.asarray(self.w) * x)
+
+
+class Pair(eqx.Module):
+    """Returns two arrays."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w * x, x
+
+
+X = np.array([[1.0, 2.0], [2.0, -1.0], [0.5, 0.5]])
+SIGNS = np.array([1.0, -1.0, 1.0])
+CLASSES = np.array([0, 2, 1])
+DOT = Dot(jnp.array([0.5, 1.0]))
+THREE = Matrix(jnp.ones((3, 2)))
+
+GOOD = {
+    "model": DOT,
+    "data": (X, SIGNS),
+    "loss": losses.Logistic(),
+    "t_span": (0.0, 10.0),
+}
+
+
+def vector_loss(prediction, y):
+    return jnp.array([prediction, y])
+
+
+def picky_loss(prediction, y):
+    raise KeyError("no such label")
+
+
+def log_loss(state):
+    """Bears the name of an observer that is something else."""
+    return state.outputs
+
+
+def with_row(row):
+    x = X.copy()
+    x[1] = row
+    return x
+
+
+# Some word that tells what to do.
+REMEDY = r"\b(use|pass|give|remove|return)\b"
+
+# name: (what is changed, words for the culprit, words for the remedy)
+CASES = {
+    # Model
+    "model that is no function": (
+        {"model": 3.0},
+        "model=3.0 cannot be called",
+        "callable PyTree",
+    ),
+    "no trainable parameter": (
+        {"model": Untrained(np.ones(2))},
+        "no trainable parameter",
+        "filter_spec",
+    ),
+    "filter that trains nothing": (
+        {"filter_spec": Dot(False)},
+        "no trainable parameter",
+        "filter_spec",
+    ),
+    "NaN parameter": (
+        {"model": Dot(jnp.array([1.0, np.nan]))},
+        r"parameter model\.w is not finite",
+        "check the initialisation",
+    ),
+    "infinite parameter": (
+        {"model": Dot(jnp.array([-np.inf, 1.0]))},
+        r"parameter model\.w is not finite",
+        "check the initialisation",
+    ),
+    "empty parameter": (
+        {"model": Dot(jnp.zeros((0,)))},
+        r"parameter model\.w is empty",
+        "positive size",
+    ),
+    "integer parameter": (
+        {"model": Dot(jnp.ones(2, int)), "filter_spec": True},
+        r"parameter model\.w .*int",
+        "convert it, or exclude it",
+    ),
+    "complex parameter": (
+        {"model": Dot(jnp.ones(2, complex))},
+        r"parameter model\.w .*complex",
+        "convert it, or exclude it",
+    ),
+    "model that raises": (
+        {"model": Choosy(jnp.ones(3))},
+        r"cannot be applied to one example of shape \(2,\): three inputs, please",
+        "one example without the batch axis.*gflow.nn.Batched",
+    ),
+    "model of the wrong width": (
+        {"model": Matrix(jnp.ones((1, 5)))},
+        r"cannot be applied to one example of shape \(2,\)",
+        "gflow.nn.Batched",
+    ),
+    "model that returns a pair": (
+        {"model": Pair(jnp.ones(2))},
+        "the model returns",
+        "must return one real",
+    ),
+    # Data
+    "data that are no pair": ({"data": X}, "must be a pair", r"\(x, y\)"),
+    "no data": (
+        {"data": (np.zeros((0, 2)), np.zeros(0))},
+        r"data are empty: x has shape \(0, 2\)",
+        "at least one example",
+    ),
+    "inputs without entries": (
+        {"data": (np.zeros((3, 0)), SIGNS)},
+        r"data are empty: x has shape \(3, 0\)",
+        "at least one example",
+    ),
+    "ragged data": (
+        {"data": ([[1.0, 2.0], [3.0]], SIGNS[:2])},
+        "x is not a numeric array",
+        "every example the same shape",
+    ),
+    "labels that are words": (
+        {"data": (X, ["cat", "dog", "cat"])},
+        "y is not a numeric array",
+        "numbers",
+    ),
+    "too few labels": (
+        {"data": (X, SIGNS[:2])},
+        r"x has 3 examples but y has shape \(2,\)",
+        "one label for each row",
+    ),
+    "one label": (
+        {"data": (X, 1.0)},
+        r"x has 3 examples but y has shape \(\)",
+        "one label for each row",
+    ),
+    "NaN in the data": (
+        {"data": (with_row([np.nan, 1.0]), SIGNS)},
+        r"x is not finite: x\[1, 0\] is nan",
+        "remove or impute",
+    ),
+    "infinity in the data": (
+        {"data": (with_row([0.0, np.inf]), SIGNS)},
+        r"x is not finite: x\[1, 1\] is inf",
+        "remove or impute",
+    ),
+    "NaN in the targets": (
+        {"data": (X, np.array([0.0, 1.0, np.nan])), "loss": losses.Square()},
+        r"y is not finite: y\[2\] is nan",
+        "remove or impute",
+    ),
+    # Labels and outputs against losses
+    "logistic, labels 0 and 1": (
+        {"data": (X, np.array([0, 1, 0]))},
+        r"Logistic takes labels -1 and \+1, but y contains \[0",
+        "map your two classes.*two_classes",
+    ),
+    "exponential, label 2": (
+        {"data": (X, np.array([1.0, -1.0, 2.0])), "loss": losses.Exponential()},
+        r"Exponential takes labels -1 and \+1, but y contains \[2",
+        "map your two classes.*CrossEntropy",
+    ),
+    "logistic, labels in a column": (
+        {"data": (X, SIGNS[:, None])},
+        r"labels of shape \(n,\), got \(3, 1\)",
+        "one label -1 or \\+1 per example",
+    ),
+    "logistic, three outputs": (
+        {"model": THREE},
+        r"Logistic takes one output per example, .*shape \(3,\)",
+        "CrossEntropy",
+    ),
+    "exponential, three outputs": (
+        {"model": THREE, "loss": losses.Exponential()},
+        r"Exponential takes one output per example, .*shape \(3,\)",
+        "MulticlassExponential",
+    ),
+    "cross-entropy, label too large": (
+        {
+            "model": THREE,
+            "data": (X, np.array([0, 3, 1])),
+            "loss": losses.CrossEntropy(),
+        },
+        "CrossEntropy: labels run from 0 to 3, but the model has 3 outputs",
+        "relabel the classes, or give the model more outputs",
+    ),
+    "cross-entropy, negative label": (
+        {
+            "model": THREE,
+            "data": (X, np.array([-1, 1, 1])),
+            "loss": losses.CrossEntropy(),
+        },
+        "CrossEntropy: labels run from -1 to 1",
+        "relabel the classes",
+    ),
+    "multi-class exponential, label too large": (
+        {
+            "model": THREE,
+            "data": (X, np.array([7, 0, 1])),
+            "loss": losses.MulticlassExponential(),
+        },
+        "MulticlassExponential: labels run from 0 to 7",
+        "relabel the classes",
+    ),
+    "cross-entropy, float labels": (
+        {
+            "model": THREE,
+            "data": (X, CLASSES.astype(float)),
+            "loss": losses.CrossEntropy(),
+        },
+        "CrossEntropy takes integer class labels.*got float64",
+        r"y\.astype\(int\)",
+    ),
+    "multi-class exponential, float labels": (
+        {
+            "model": THREE,
+            "data": (X, CLASSES.astype(float)),
+            "loss": losses.MulticlassExponential(),
+        },
+        "MulticlassExponential takes integer class labels.*got float64",
+        r"y\.astype\(int\)",
+    ),
+    "cross-entropy, one output": (
+        {"data": (X, CLASSES), "loss": losses.CrossEntropy()},
+        r"CrossEntropy takes one output per class.*shape \(\)",
+        "Exponential or Logistic",
+    ),
+    "square, targets of another shape": (
+        {"model": THREE, "data": (X, np.zeros((3, 2))), "loss": losses.Square()},
+        r"the model returns \(3, 3\) and y has shape \(3, 2\)",
+        "reshape y, or change",
+    ),
+    "square, one target for three outputs": (
+        {"model": THREE, "loss": losses.Square()},
+        r"the model returns \(3, 3\) and y has shape \(3,\)",
+        "reshape y, or change",
+    ),
+    # Losses
+    "loss class": (
+        {"loss": losses.Logistic},
+        "loss=Logistic is a class",
+        r"Logistic\(\)",
+    ),
+    "loss by name": (
+        {"loss": "logistic"},
+        "loss='logistic' is neither",
+        r"losses\.Logistic\(\)",
+    ),
+    "loss that returns a vector": (
+        {"loss": vector_loss},
+        r"one scalar per example, but this one returns shape \(2,\)",
+        "sum over the outputs",
+    ),
+    "loss that raises": (
+        {"loss": picky_loss},
+        r"loss cannot be applied to predictions of shape \(\)",
+        "no such label",
+    ),
+    # Times
+    "end before start": (
+        {"t_span": (3.0, 1.0)},
+        "t0=3 to t1=1",
+        "end must come after the start",
+    ),
+    "end at start": (
+        {"t_span": (3.0, 3.0)},
+        "t0=3 to t1=3",
+        "end must come after the start",
+    ),
+    "end before start, as logarithms": (
+        {"t_span": (gflow.exp(5.0), gflow.exp(2.0))},
+        r"t0=e\^5 to t1=e\^2",
+        "end must come after the start",
+    ),
+    "end before start, mixed": (
+        {"t_span": (10.0, gflow.exp(2.0))},
+        r"t0=10 to t1=e\^2",
+        "end must come after the start",
+    ),
+    "infinite end": (
+        {"t_span": (0.0, np.inf)},
+        "t1=inf is not one finite time",
+        r"gflow\.exp\(v\)",
+    ),
+    "NaN start": (
+        {"t_span": (np.nan, 1.0)},
+        "t0=nan is not one finite time",
+        r"gflow\.exp\(v\)",
+    ),
+    "NaN end, as a logarithm": (
+        {"t_span": (0.0, gflow.exp(np.nan))},
+        "t1=.*nan.* is not one finite time",
+        r"gflow\.exp\(v\)",
+    ),
+    "two ends": (
+        {"t_span": (0.0, np.array([1.0, 2.0]))},
+        "t1=.* is not one finite time",
+        r"gflow\.exp\(v\)",
+    ),
+    "span that is no pair": ({"t_span": 5.0}, r"t_span=5\.0 is not a pair", "t0, t1"),
+    "end that is a word": (
+        {"t_span": (0.0, "late")},
+        "t1='late' is not a time",
+        r"gflow\.exp\(v\)",
+    ),
+    "saving after the end": (
+        {"save_at": [1.0, 11.0]},
+        r"t=11, outside of t_span = \(0, 10\)",
+        "leave it out or widen the span",
+    ),
+    "saving before the start": (
+        {"save_at": [-1.0, 5.0]},
+        r"t=-1, outside of t_span = \(0, 10\)",
+        "leave it out or widen the span",
+    ),
+    "saving after the end, as logarithms": (
+        {"save_at": gflow.exp(np.array([1.0, 50.0]))},
+        r"t=e\^50, outside of t_span",
+        "leave it out or widen the span",
+    ),
+    "saving out of order": (
+        {"save_at": [2.0, 1.0]},
+        "save_at is not sorted",
+        r"np\.sort\(save_at\)",
+    ),
+    "saving at no time": ({"save_at": []}, r"shape \(0,\)", "at least one time"),
+    "saving at one bare time": ({"save_at": 3.0}, r"shape \(\)", "one-dimensional"),
+    "saving at NaN": ({"save_at": [1.0, np.nan]}, "save_at contains NaN", REMEDY),
+    "saving at a word": ({"save_at": "all"}, "save_at='all' is not known", "'steps'"),
+    # Observers
+    "misspelt observer": (
+        {"observe": ["min_margni"]},
+        "unknown observer 'min_margni'",
+        "Did you mean 'min_margin'.*Known observers: ",
+    ),
+    "observer that is a number": (
+        {"observe": [3]},
+        "unknown observer 3",
+        r"gflow\.observe",
+    ),
+    "observers that are a number": (
+        {"observe": 3},
+        "observe=3 is not an observer",
+        r"gflow\.observe",
+    ),
+    "two observers of one name": (
+        {"observe": ["log_loss", log_loss]},
+        "two observers are called 'log_loss'",
+        "dict from names to",
+    ),
+    "normalised margins of no homogeneous model": (
+        {"model": Affine(jnp.ones(2)), "observe": ["normalized_margins"]},
+        "'normalized_margins' divides by ‖W‖",
+        "homogeneous",
+    ),
+    # Tolerances and steps
+    "rtol = 0": ({"rtol": 0.0}, r"rtol=0\.0 is not a positive number", REMEDY),
+    "negative rtol": ({"rtol": -1e-6}, "rtol=-1e-06 is not a positive number", REMEDY),
+    "NaN rtol": ({"rtol": np.nan}, "rtol=nan is not a positive number", REMEDY),
+    "rtol beyond float64": (
+        {"rtol": 1e-16},
+        "rtol=1.0e-16 is below what float64",
+        "use a larger rtol",
+    ),
+    "rtol beyond float32": (
+        {"model": Dot(jnp.ones(2, np.float32)), "rtol": 1e-8},
+        "rtol=1.0e-08 is below what float32",
+        "use a larger rtol, or float64 parameters.*jax_enable_x64",
+    ),
+    "negative atol": ({"atol": -1.0}, r"atol=-1\.0 is negative", "use 0 or a positive"),
+    "NaN atol": ({"atol": np.nan}, "atol=nan is negative or NaN", "use 0"),
+    "no steps": ({"max_steps": 0}, "max_steps=0 is not positive", REMEDY),
+    "half a step": ({"max_steps": 0.5}, r"max_steps=0\.5 is not an integer", REMEDY),
+    # Methods
+    "solver class": (
+        {"solver": dfx.Tsit5},
+        "solver=Tsit5 is a class",
+        r"instance, Tsit5\(\)",
+    ),
+    "solver without an error estimate": (
+        {"solver": dfx.Euler()},
+        "Euler.* is not a Diffrax solver with an error estimate",
+        r"Tsit5\(\).*gflow\.descend.*gflow\.vector_field",
+    ),
+    "solver by name": (
+        {"solver": "tsit5"},
+        "solver='tsit5' is not a Diffrax solver",
+        r"Tsit5\(\)",
+    ),
+    "clock by name": (
+        {"clock": "log"},
+        "clock='log' is not a clock",
+        r"gflow\.clocks\.LogTime\(\)",
+    ),
+    "clock class": ({"clock": LogTime}, "clock=.* is", r"LogTime\(\)"),
+    "α-clock with square loss": (
+        {"clock": Alpha(), "loss": losses.Square()},
+        "Alpha clock needs a loss with an exponential tail.*Square has none",
+        r"Physical\(\) or gflow\.clocks\.LogTime\(\)",
+    ),
+    "physical clock beyond floats": (
+        {"clock": Physical(), "t_span": (0.0, gflow.exp(1e4))},
+        r"t1 - t0 = e\^10000 is beyond the largest float64",
+        r"gflow\.clocks\.LogTime\(\)",
+    ),
+    "α-clock with an implicit solver and given times": (
+        {"clock": Alpha(), "solver": dfx.Kvaerno5(), "save_at": [1.0]},
+        "Alpha does not tell the time.*Kvaerno5",
+        r"diffrax\.Tsit5\(\), another clock, or save_at=None",
+    ),
+    "unknown kinks": (
+        {"kinks": "clarke"},
+        "kinks='clarke' is not known",
+        "use 'auto' or 'autodiff'",
+    ),
+    "unknown branch": (
+        {"branch": "left"},
+        "branch='left' is not known",
+        "use 'steepest' or 'stay'",
+    ),
+    "event that is a number": (
+        {"events": 3},
+        "events=3",
+        "pass a function of the observed state",
+    ),
+    "events of which one is a name": (
+        {"events": ["log_loss"]},
+        "events=",
+        "pass a function of the observed state",
+    ),
+    "event that returns a vector": (
+        {"events": lambda state: state.outputs},
+        r"an event returns one number or boolean.*shape \(3,\)",
+        REMEDY,
+    ),
+    "resuming from a number": (
+        {"resume": 3.0},
+        r"resume=3\.0 is not a gflow\.Solution",
+        r"\.resume",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Names of what JAX has compiled; the list grows."""
+    seen = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append((duration, kwargs.get("fun_name", "?")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def solution(compiled):
+    return gflow.integrate(**GOOD, save_at=[1.0])
+
+
+@pytest.fixture
+def nothing_is_solved(compiled, solution):
+    """The program that takes longest to compile, a solve's, is not compiled."""
+    (_, longest) = max(compiled)
+    before = len(compiled)
+    yield
+    assert longest not in [name for _, name in compiled[before:]]
+
+
+def message(**changed):
+    with pytest.raises(ValueError) as caught:
+        gflow.integrate(**{**GOOD, **changed})
+    # One line, whatever JAX appends about its tracebacks.
+    return str(caught.value).replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name, nothing_is_solved):
+    changed, culprit, remedy = CASES[name]
+    text = message(**changed)
+    assert re.search(culprit, text), text
+    assert re.search(remedy, text), text
+
+
+def test_unknown_reduction():
+    for loss in (
+        "Exponential",
+        "Logistic",
+        "CrossEntropy",
+        "MulticlassExponential",
+        "Square",
+    ):
+        with pytest.raises(ValueError, match="reduction='max' is not known.*'mean'"):
+            getattr(losses, loss)(reduction="max")
+
+
+def test_resuming_in_another_clock(solution, nothing_is_solved):
+    text = message(resume=solution, clock=Physical(), t_span=(0.0, 20.0))
+    assert re.search("ran with clock LogTime .* would with Physical", text), text
+    assert re.search(r"pass clock=gflow\.clocks\.LogTime\(\)", text), text
+
+
+def test_resuming_another_solver(solution, nothing_is_solved):
+    text = message(resume=solution, solver=dfx.Dopri5(), t_span=(0.0, 20.0))
+    assert re.search("Tsit5", text) and re.search("Dopri5", text), text
+
+
+def test_resuming_another_model(solution, nothing_is_solved):
+    text = message(
+        resume=solution,
+        model=Dot(jnp.ones(3)),
+        data=(np.ones((3, 3)), SIGNS),
+        t_span=(0.0, 20.0),
+    )
+    assert re.search("resume", text) and re.search(r"\(2,\)", text), text
+
+
+def test_resuming_what_is_finished(solution, nothing_is_solved):
+    text = message(resume=solution, save_at=[1.0])
+    assert re.search("resume: that solve has already reached t1", text), text
+    assert re.search("later one in t_span", text), text
+
+
+def test_vector_field_checks_as_well():
+    for changed, words in [
+        ({"data": (X, CLASSES)}, "Logistic takes labels"),
+        ({"clock": Alpha(), "loss": losses.Square()}, "exponential tail"),
+        ({"clock": "log"}, "is not a clock"),
+    ]:
+        arguments = {k: v for k, v in GOOD.items() if k != "t_span"} | changed
+        with pytest.raises(ValueError, match=words):
+            gflow.vector_field(**arguments)
+
+
+def test_traced_arguments_are_not_checked_for_values():
+    """Under jit values are not known: the same call must not raise there."""
+
+    @eqx.filter_jit
+    def run(t1, y):
+        return gflow.integrate(
+            DOT, (X, y), losses.Logistic(), (0.0, t1), save_at=[0.0, 1.0]
+        ).log_loss
+
+    assert np.all(np.isfinite(run(jnp.asarray(2.0), jnp.asarray(SIGNS))))
