@@ -184,7 +184,9 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> None:
         value = float(np.max(np.asarray(rtol)))
         small = float(np.min(np.asarray(rtol)))
         if not (math.isfinite(value) and small > 0):
-            raise ValueError(f"rtol={value} is not a positive number.")
+            raise ValueError(
+                f"rtol={small} is not a positive number; use, say, rtol=1e-6."
+            )
         if small < least:
             raise ValueError(
                 f"rtol={small:.1e} is below what {jnp.dtype(dtype).name} resolves "
@@ -213,8 +215,9 @@ def checked_span(t_span: Any) -> tuple[Any, Any]:
         for name, t in (("t0", t0), ("t1", t1)):
             value = np.asarray(t.log if isinstance(t, Exp) else t)
             if value.shape != () or not np.isfinite(value):
+                shown = show_time(t) if value.shape == () else t
                 raise ValueError(
-                    f"{name}={t} is not one finite time; write gflow.exp(v) for "
+                    f"{name}={shown} is not one finite time; write gflow.exp(v) for "
                     "t = e^v beyond the largest float."
                 )
         if not _before(t0, t1):
@@ -263,7 +266,7 @@ def checked_times(save_at: Any, t0: Any, t1: Any, dtype: Any) -> Any:
     # log t of a time before zero is NaN; those must be given as numbers.
     values = np.asarray(values)
     if np.any(np.isnan(values)):
-        raise ValueError("save_at contains NaN.")
+        raise ValueError("save_at contains NaN; remove such times.")
     if np.any(values[1:] < values[:-1]):
         raise ValueError("save_at is not sorted; pass np.sort(save_at).")
     with np.errstate(all="ignore"):

@@ -88,9 +88,9 @@ def checked_solver(solver) -> dfx.AbstractSolver:
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise ValueError(
             f"solver={solver!r} is not a Diffrax solver with an error estimate, "
-            "so its error cannot be controlled; use, say, diffrax.Tsit5(). For gradient "
-            "descent, which is Euler's method, use gflow.descend; for fixed steps drive "
-            "Diffrax yourself with gflow.vector_field."
+            "so its error cannot be controlled; use, say, diffrax.Tsit5(). For "
+            "gradient descent, which is Euler's method, use gflow.descend; for fixed "
+            "steps drive Diffrax yourself with gflow.vector_field."
         )
     return solver
 
@@ -112,14 +112,20 @@ def checked_max_steps(max_steps, save) -> int:
     if max_steps is None:
         return _MAX_STEPS_KEPT if save == "steps" else _MAX_STEPS
     if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)):
-        raise ValueError(f"max_steps={max_steps!r} is not an integer.")
+        raise ValueError(
+            f"max_steps={max_steps!r} is not an integer; give a positive one, or None."
+        )
     if max_steps < 1:
-        raise ValueError(f"max_steps={max_steps} is not positive.")
+        raise ValueError(
+            f"max_steps={max_steps} is not positive; give at least 1, or None."
+        )
     return int(max_steps)
 
 
-def checked_resume(resume: Any, clock: AbstractClock) -> Resume | None:
-    """The state to resume from; ValueError unless it is one, of this clock."""
+def checked_resume(
+    resume: Any, params: Params, clock: AbstractClock, solver: dfx.AbstractSolver
+) -> Resume | None:
+    """The state to resume from; ValueError unless this solve can go on from it."""
     if isinstance(resume, Solution):
         resume = resume.resume
         if resume is None:
@@ -133,9 +139,23 @@ def checked_resume(resume: Any, clock: AbstractClock) -> Resume | None:
         raise ValueError(
             f"resume={resume!r} is not a gflow.Solution nor a solution's .resume."
         )
-    if resume.clock != type(clock).__name__:
+    for what, theirs, mine in (
+        ("clock", resume.clock, type(clock).__name__),
+        ("solver", resume.solver, type(solver).__name__),
+    ):
+        if theirs != mine:
+            raise ValueError(
+                f"resume: that solve ran with the {what} {theirs} and this one would "
+                f"with {mine}; use {what}={theirs}()."
+            )
+    theirs, mine = _shapes(resume.position.state.params), _shapes(params)
+    if theirs != mine:
         raise ValueError(
-            f"that solve ran with clock {resume.clock} and this one would with "
-            f"{type(clock).__name__}; pass clock=gflow.clocks.{resume.clock}()."
+            f"resume: the parameters of that solve have shapes {theirs} and the "
+            f"model's have {mine}; use the model that the solve started from."
         )
     return resume
+
+
+def _shapes(params: Params) -> list[tuple[tuple[int, ...], str]]:
+    return [(leaf.shape, str(leaf.dtype)) for leaf in jtu.tree_leaves(params)]

@@ -135,7 +135,7 @@ class _Side(eqx.Module):
     predictions: Float[Array, "..."]
 
 
-def compare(flow: Solution, descent: Solution) -> Comparison:
+def compare(flow: Any, descent: Any) -> Comparison:
     r"""Compares gradient descent with the flow at equal times, step size × step.
 
     $$\|W(t_k) - W_k\|,\qquad

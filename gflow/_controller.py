@@ -33,7 +33,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     entry; here each parameter array k is measured by its norm, so that a small layer
     near a saddle keeps its direction, and `atol=0` works at ‖W‖ = 1e-60. The
     bookkeeping (dissipation, path length, log-time) is held to an absolute error of
-    rtol, in its own units. `pid` then decides from these scalars.
+    rtol, in its own units (the first two relative to their values above one). `pid` then decides from these scalars.
     """
 
     pid: dfx.PIDController
@@ -135,9 +135,18 @@ def _largest_ratio(sizes, scales) -> Scalar:
 
 
 def _unit_books(size: FlowState) -> FlowState:
-    # Scale 1 for everything but the parameters: absolute error control.
-    books = jtu.tree_map(jnp.ones_like, size)
-    return eqx.tree_at(lambda s: s.params, books, size.params)
+    # For all but the parameters: absolute error control, relative above one. Log-time
+    # stays absolute, so that it is the time's relative error.
+    def book(x: Any) -> Any:
+        return None if x is None else jnp.maximum(x, 1)
+
+    return FlowState(
+        params=size.params,
+        dissipated=book(size.dissipated),
+        path_length=book(size.path_length),
+        motion=book(size.motion),
+        log_time=None if size.log_time is None else jnp.ones_like(size.log_time),
+    )
 
 
 def _resolution(t: Any) -> Scalar:

@@ -7,6 +7,7 @@ import jax
 
 from ._problem import Problem
 from ._types import Params
+from .losses import Custom
 
 
 # Primitives whose derivative jumps. Comparisons are not listed: they matter only
@@ -31,12 +32,20 @@ _KINKED = {
 
 
 def has_kinks(problem: Problem, params: Params) -> bool:
-    """Whether the model uses a primitive that is not differentiable everywhere.
+    """Whether the model, or the user's loss, uses a primitive that is not differentiable everywhere.
 
     A square of relu, which is smooth enough, is counted as well: the trace shows the
     maximum, not what is done with it.
     """
-    closed = eqx.filter_make_jaxpr(lambda p: problem.outputs(p))(params)[0]
+
+    def outputs(p):
+        f = problem.outputs(p)
+        # The library's losses are smooth; a user's need not be.
+        if isinstance(problem.loss, Custom):
+            return jax.vmap(problem.loss.function)(f, problem.y)
+        return f
+
+    closed = eqx.filter_make_jaxpr(outputs)(params)[0]
     return bool(_primitives(closed.jaxpr) & _KINKED)
 
 

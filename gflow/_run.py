@@ -145,6 +145,8 @@ def run(
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, unit)
     defect = loss_start - loss_now - states.dissipated
+    # In units of |ℒ(t0)|, or of what was dissipated if that is more.
+    defect = defect / jnp.maximum(states.dissipated, 1)
     kept = (log_t, states.params, seen, defect)
     log_t, saved_params, seen, defect = masked(kept, reached)
     end = solved.end
@@ -161,7 +163,9 @@ def run(
         log_t_final=log_time_after(times.start, end_log_elapsed),
         stats=_stats(plan, solved, fresh=resume is None),
         result=_result(solved, times),
-        resume=Resume(end, unit, loss_start, type(plan.clock).__name__),
+        resume=Resume(
+            end, unit, loss_start, type(plan.clock).__name__, type(plan.solver).__name__
+        ),
         rtol=rtol,
         kinks=plan.kinks,
         clock=type(plan.clock).__name__,

@@ -569,11 +569,6 @@ def test_resuming_in_another_clock(solution, nothing_is_solved):
     assert re.search(r"pass clock=gflow\.clocks\.LogTime\(\)", text), text
 
 
-def test_resuming_another_solver(solution, nothing_is_solved):
-    text = message(resume=solution, solver=dfx.Dopri5(), t_span=(0.0, 20.0))
-    assert re.search("Tsit5", text) and re.search("Dopri5", text), text
-
-
 def test_resuming_another_model(solution, nothing_is_solved):
     text = message(
         resume=solution,

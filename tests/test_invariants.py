@@ -13,7 +13,7 @@ import scipy.integrate
 import scipy.special
 
 import gflow
-from gflow.clocks import Alpha, LogTime, Physical
+from gflow.clocks import Alpha, EFolds, LogTime, Physical
 from gflow.losses import Exponential, Logistic, Square
 
 
@@ -122,7 +122,7 @@ def adaptive():
 # The curve ----------
 
 
-@pytest.mark.parametrize("clock", [Physical(), Alpha()], ids=repr)
+@pytest.mark.parametrize("clock", [Physical(), Alpha(), EFolds()], ids=repr)
 def test_same_curve_under_every_clock(reference, clock):
     sol = flow(clock=clock)
     assert sol.clock == type(clock).__name__
@@ -483,6 +483,36 @@ def test_start_at_1e_60():
     direction = np.asarray(sol.models.a[-1])
     early = a[-1] / np.linalg.norm(a[-1])
     np.testing.assert_allclose(direction / np.linalg.norm(direction), early, atol=1e-6)
+
+
+def test_three_layers_from_1e_20():
+    """dp/dt = 3 p^{4/3}/(1 + e^p) from p = 1e-60, at rest until t = 2e20.
+
+    ∫ (1 + e^u)/(3 u^{4/3}) du = 2 p₀^{-1/3} up to a few units of time, which no float
+    of this size resolves: the clock must not tell the time.
+    """
+    model = DeepLinear([jnp.full((1, 1), 1e-20) for _ in range(3)])
+
+    def loss(f, y):
+        return jax.nn.softplus(-f[0])
+
+    sol = gflow.integrate(
+        model,
+        (np.ones((1, 1)), np.ones(1)),
+        loss,
+        (0.0, 1e22),
+        save_at=None,
+        clock=EFolds(),
+        rtol=RTOL,
+    )
+    p = np.asarray(sol.predictions)[:, 0, 0]
+    assert p[0] == pytest.approx(1e-60, rel=1e-13) and p[-1] > 10
+    assert np.all(np.diff(p) >= 0)
+    rest = p < 1e-6
+    exact = 2 * (1e20 - np.cbrt(p[rest]) ** -1.0)
+    late = exact > 0.01 * 2e20
+    assert np.sum(late) > 10
+    np.testing.assert_allclose(sol.t[rest][late], exact[late], rtol=SAME)
 
 
 def test_start_at_1e26():

@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -465,29 +464,3 @@ def test_distribution_of_any_size(kind, scale):
     )
     wide = eqx.tree_at(lambda s: s.observed["min_margin"], wide, spread)
     assert plot.distribution(wide, "min_margin", kind=kind).get_xscale() == "log"
-
-
-# With a real solve
-
-
-def test_a_flow(getkey):
-    class Linear(eqx.Module):
-        w: jax.Array
-
-        def __call__(self, x):
-            return self.w @ x
-
-    x = jnp.array([[1.0, 2.0], [2.0, -0.5], [-1.0, -1.5]])
-    y = jnp.array([1.0, 1.0, -1.0])
-    sol = gflow.integrate(
-        Linear(jr.normal(getkey(), (2,))),
-        (x, y),
-        gflow.losses.Exponential(),
-        (0.0, gflow.exp(20.0)),
-        observe=(*ALL, "alignment"),
-        rtol=1e-4,
-    )
-    plot.margins(sol)
-    plot.training(sol)
-    plot.directions(sol)
-    plot.directions(sol, kind="angle")
