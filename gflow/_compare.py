@@ -1,7 +1,7 @@
 """compare(): the flow against gradient descent, at equal times."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -50,14 +50,14 @@ class Comparison(eqx.Module):
     def order(
         self,
         *,
-        of: Literal["parameters", "function"] = "parameters",
+        of: str = "parameters",
         lanes: int = _SMALLEST,
     ) -> Scalar:
         r"""The order in the step size: slope of log max-distance against log η.
 
         One for gradient descent, which is Euler's method. Fitted to the `lanes`
         smallest step sizes that did not diverge, over the times that these have in
-        common; NaN with fewer than two. Steps so small that the distance is the error
+        common; NaN with fewer than two. `of` is "parameters" or "function". Steps so small that the distance is the error
         of the flow itself spoil it: integrate with a smaller `rtol`.
         """
         steps, distance, good = self._ascending(of)
@@ -74,13 +74,11 @@ class Comparison(eqx.Module):
         slope = jnp.sum(x * y) / jnp.where(defined, spread, 1)
         return jnp.where(defined, slope, jnp.nan)
 
-    def ratios(
-        self, *, of: Literal["parameters", "function"] = "parameters"
-    ) -> Float[Array, " pairs"]:
+    def ratios(self, *, of: str = "parameters") -> Float[Array, " pairs"]:
         """Max-distance over that of the next smaller step size, in ascending order.
 
         Each over the times that the two have in common; near 2 where the step size
-        doubles. NaN where either diverged.
+        doubles. NaN where either diverged. `of` is "parameters" or "function".
         """
         _, distance, good = self._ascending(of)
 
@@ -91,7 +89,7 @@ class Comparison(eqx.Module):
         ratios = jax.vmap(ratio)(distance[:-1], distance[1:])
         return jnp.where(good[:-1] & good[1:], ratios, jnp.nan)
 
-    def largest_step(self, tolerance: float) -> Scalar:
+    def largest_step(self, tolerance: Any) -> Scalar:
         """The largest step size that tracks the flow, as all smaller ones do.
 
         To track is to stay within the relative distance `tolerance` of the flow at

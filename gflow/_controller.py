@@ -33,7 +33,8 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     entry; here each parameter array k is measured by its norm, so that a small layer
     near a saddle keeps its direction, and `atol=0` works at ‖W‖ = 1e-60. The
     bookkeeping (dissipation, path length, log-time) is held to an absolute error of
-    rtol, in its own units (the first two relative to their values above one). `pid` then decides from these scalars.
+    rtol, in its own units (the first two relative to their values above one). `pid`
+    then decides from these scalars.
     """
 
     pid: dfx.PIDController

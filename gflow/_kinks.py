@@ -4,20 +4,25 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from ._problem import Problem
 from ._types import Params
 from .losses import Custom
 
 
-# Primitives whose derivative jumps. Comparisons are not listed: they matter only
-# through `select_n`, which is also how every smooth `where` is written, so a kink that
-# is spelt jnp.where(z > 0, z, 0) is not seen here.
+# Primitives whose derivative jumps, and comparisons, which pick a branch. (A smooth
+# function in two pieces, such as elu, is taken for a kink as well: its energy balance
+# will tell.)
 _KINKED = {
     "abs",
     "clamp",
     "cummax",
     "cummin",
+    "ge",
+    "gt",
+    "le",
+    "lt",
     "max",
     "min",
     "reduce_max",
@@ -30,9 +35,12 @@ _KINKED = {
     "sort",
 }
 
+# Functions with a smooth derivative of their own that are written with a maximum.
+_SMOOTH = {"logaddexp"}
+
 
 def has_kinks(problem: Problem, params: Params) -> bool:
-    """Whether the model, or the user's loss, uses a primitive that is not differentiable everywhere.
+    """Whether the model, or the user's loss, uses a primitive with a kink.
 
     A square of relu, which is smooth enough, is counted as well: the trace shows the
     maximum, not what is done with it.
@@ -50,9 +58,19 @@ def has_kinks(problem: Problem, params: Params) -> bool:
 
 
 def _primitives(jaxpr: Any) -> set[str]:
-    found = set()
-    for equation in jaxpr.eqns:
-        found.add(equation.primitive.name)
+    # Backwards from the outputs, so that what no derivative flows through (the maximum
+    # that softmax subtracts) is not seen.
+    found: set[str] = set()
+    live = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for equation in reversed(jaxpr.eqns):
+        name = equation.primitive.name
+        if name == "stop_gradient" or not live & set(equation.outvars):
+            continue
+        live |= {v for v in equation.invars if not hasattr(v, "val")}
+        if _called(equation) in _SMOOTH:
+            continue
+        if any(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.invars):
+            found.add(name)  # not comparisons of indices
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
         ):
@@ -60,3 +78,10 @@ def _primitives(jaxpr: Any) -> set[str]:
             if hasattr(inner, "eqns"):
                 found |= _primitives(inner)
     return found
+
+
+def _called(equation: Any) -> str | None:
+    # The name of the function with a derivative rule that this equation calls.
+    called = equation.params.get("call_jaxpr")
+    info = getattr(getattr(called, "jaxpr", None), "debug_info", None)
+    return getattr(info, "func_name", None)

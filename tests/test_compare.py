@@ -147,9 +147,14 @@ def test_lanes_of_both(flow):
 def test_under_jit(flow):
     lanes = lanes_at([0.5, 0.25])
     eager = gflow.compare(flow, lanes)
-    jitted = eqx.filter_jit(gflow.compare)(flow, lanes)
+
+    @eqx.filter_jit
+    def both(flow, lanes):
+        comparison = gflow.compare(flow, lanes)
+        return comparison, comparison.order()
+
+    jitted, order = both(flow, lanes)
     np.testing.assert_allclose(jitted.distance, eager.distance, rtol=1e-12)
-    order = eqx.filter_jit(lambda f, d: gflow.compare(f, d).order())(flow, lanes)
     np.testing.assert_allclose(order, eager.order(), rtol=1e-12)
 
 
@@ -226,7 +231,7 @@ def test_diverged_lanes():
     model = gflow.nn.Linear(1, "scalar", key=jax.random.key(0))
     square = gflow.losses.Square()
     times = np.array([0.0, 1000.0, 4000.0])
-    steps = jnp.array([4.0, 1.0, 1e160, 0.5])
+    steps = jnp.array([4.0, 1.0, 8.0, 0.5])
 
     @eqx.filter_vmap
     def run(step):
@@ -239,13 +244,13 @@ def test_diverged_lanes():
     comparison = gflow.compare(flow, lanes)
     np.testing.assert_array_equal(comparison.diverged, [True, False, True, False])
     known = np.isfinite(comparison.distance)
-    np.testing.assert_array_equal(known.sum(axis=1), [2, 3, 1, 3])
+    np.testing.assert_array_equal(known.sum(axis=1), [2, 3, 2, 3])
     assert np.all(np.isnan(comparison.ratios()[1:]))
     assert comparison.largest_step(1e9) == 1.0
     # Diverged, but only after the last of the times.
     short = gflow.integrate(model, data, square, (0.0, 1000.0), save_at=times[:2])
     late = gflow.compare(short, lanes)
-    np.testing.assert_array_equal(late.diverged, [False, False, True, False])
+    assert not np.any(late.diverged) and np.all(np.isfinite(late.distance))
 
 
 def test_order_without_enough_lanes():
@@ -292,11 +297,11 @@ def test_errors(flow):
     adam = gflow.descend(Tanh(), some_data(), LOGISTIC, optax.adam(0.1), 3)
     with pytest.raises(ValueError, match="pass step_size= to gflow.descend"):
         gflow.compare(flow, adam)
-    odd = gflow.descend(Tanh(), some_data(), LOGISTIC, 0.3, 5)
+    odd = gflow.descend(Tanh(), some_data(), LOGISTIC, 0.3, 4)
     with pytest.raises(ValueError, match=r"save_at=gflow.exp\(descent.log_t\)"):
         gflow.compare(flow, odd)
     with pytest.raises(ValueError, match=r"numpy.unique\(descent.log_t"):
-        gflow.compare(flow, lanes_at([0.3, 0.7]))
+        gflow.compare(flow, lanes_at([0.37, 0.7]))
     other = gflow.descend(Tanh(), some_data(8), LOGISTIC, 0.1, 20)
     with pytest.raises(ValueError, match="not of the same model and data"):
         gflow.compare(flow, other)
