@@ -139,14 +139,14 @@ def checked_resume(
         raise ValueError(
             f"resume={resume!r} is not a gflow.Solution nor a solution's .resume."
         )
-    for what, theirs, mine in (
-        ("clock", resume.clock, type(clock).__name__),
-        ("solver", resume.solver, type(solver).__name__),
+    for what, where, theirs, mine in (
+        ("clock", "gflow.clocks.", resume.clock, type(clock).__name__),
+        ("solver", "", resume.solver, type(solver).__name__),
     ):
         if theirs != mine:
             raise ValueError(
-                f"resume: that solve ran with the {what} {theirs} and this one would "
-                f"with {mine}; use {what}={theirs}()."
+                f"resume: that solve ran with {what} {theirs} and this one would with "
+                f"{mine}; pass {what}={where}{theirs}()."
             )
     theirs, mine = _shapes(resume.position.state.params), _shapes(params)
     if theirs != mine:

@@ -57,8 +57,10 @@ class Comparison(eqx.Module):
 
         One for gradient descent, which is Euler's method. Fitted to the `lanes`
         smallest step sizes that did not diverge, over the times that these have in
-        common; NaN with fewer than two. `of` is "parameters" or "function". Steps so small that the distance is the error
-        of the flow itself spoil it: integrate with a smaller `rtol`.
+        common; NaN with fewer than two. `of` is "parameters" or "function".
+
+        Steps so small that the distance is the error of the flow itself spoil it:
+        integrate with a smaller `rtol`.
         """
         steps, distance, good = self._ascending(of)
         chosen = good & (jnp.cumsum(good) <= lanes)

@@ -50,8 +50,8 @@ def _value(function: Callable[[State], Any], state: State) -> Scalar:
     value = jnp.asarray(function(state))
     if value.shape != ():
         raise ValueError(
-            f"an event must return one number or boolean, but {function} returns "
-            f"shape {value.shape}; use, say, its minimum."
+            f"an event returns one number or boolean, but {function} returns shape "
+            f"{value.shape}; use, say, its minimum."
         )
     one = jnp.ones_like(state.log_loss)
     return jnp.where(value, -one, one) if value.dtype == bool else value * one

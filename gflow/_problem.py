@@ -64,7 +64,7 @@ class Problem(eqx.Module):
         return Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
 
 
-def predict(model: Any, x: Array) -> Float[Array, "examples ..."]:
+def predict(model: Any, x: Array) -> Any:
     """The model's outputs on a batch: one call if it is `Batched`, else vmapped."""
     if isinstance(model, Batched):
         return model(x)

@@ -145,8 +145,6 @@ def run(
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, unit)
     defect = loss_start - loss_now - states.dissipated
-    # In units of |ℒ(t0)|, or of what was dissipated if that is more.
-    defect = defect / jnp.maximum(states.dissipated, 1)
     kept = (log_t, states.params, seen, defect)
     log_t, saved_params, seen, defect = masked(kept, reached)
     end = solved.end

@@ -53,8 +53,8 @@ class Solution(eqx.Module):
     - `predictions`: (T, n, ...) outputs on the data.
     - `observed`: dict from the observers' names to arrays with leading axis T.
     - `energy_defect`: (T,) $(\mathcal L(0) - \mathcal L(t) - \int_0^t\|\dot W\|^2)
-        / |\mathcal L(0)|$ (over the integral, where that is more): zero along the
-        true flow, up to the tolerance. NaN for gradient descent, which is no flow.
+        / |\mathcal L(0)|$: zero along the true flow, up to the tolerance. NaN for
+        gradient descent, which is no flow.
     - `log_t_final`: the time that was reached, as its logarithm.
     - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, and
         `num_gradients`, full-data gradient evaluations by the solve (a Hessian- or

@@ -37,7 +37,7 @@ def vector_field(
     model: Any,
     data: Any,
     loss: Any,
-    clock: AbstractClock | None = None,
+    clock: Any = None,
     *,
     filter_spec: Any = None,
 ) -> tuple[dfx.ODETerm, Params | tuple[Params, Any]]:

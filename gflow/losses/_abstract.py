@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -32,7 +32,7 @@ class AbstractLoss(eqx.Module):
     divides by n and so only rescales time.
     """
 
-    reduction: eqx.AbstractVar[Literal["sum", "mean"]]
+    reduction: eqx.AbstractVar[str]
     # Whether labels are cast to the parameters' dtype; integer classes are not.
     casts_labels: eqx.AbstractClassVar[bool]
 
@@ -52,7 +52,7 @@ class AbstractLoss(eqx.Module):
         return 0.0 if self.reduction == "sum" else -math.log(n)
 
 
-def check_reduction(reduction: str) -> None:
+def check_reduction(reduction: Any) -> None:
     """Raises ValueError unless `reduction` is one that losses know."""
     if reduction not in ("sum", "mean"):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Two classes, labels in {-1, +1}, one output: exponential and logistic loss."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +66,7 @@ class Exponential(AbstractTailedLoss):
         learning", Section 2 (ℓ_exp).
     """
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -109,7 +109,7 @@ class Logistic(AbstractTailedLoss):
         learning", Section 2 (ℓ_log) and Lemma C.2.
     """
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = True
 
     def __check_init__(self):

@@ -1,6 +1,6 @@
 """Several classes, integer labels, one output a class."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class CrossEntropy(AbstractTailedLoss):
     **Raises:** `ValueError` for an unknown reduction.
     """
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = False
 
     def __check_init__(self):
@@ -118,7 +118,7 @@ class MulticlassExponential(AbstractTailedLoss):
     **Raises:** `ValueError` for an unknown reduction.
     """
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = False
 
     def __check_init__(self):

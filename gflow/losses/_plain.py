@@ -1,7 +1,6 @@
 """Losses without an exponential tail: square, and any function of the user's."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ class Square(AbstractLoss):
     **Raises:** `ValueError` for an unknown reduction.
     """
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -80,8 +79,8 @@ class Custom(AbstractLoss):
     return a scalar.
     """
 
-    function: Callable[[Any, Any], Any]
-    reduction: Literal["sum", "mean"] = "sum"
+    function: Any
+    reduction: str = "sum"
     casts_labels: ClassVar[bool] = False
 
     def __check_init__(self):
