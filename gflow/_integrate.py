@@ -19,11 +19,13 @@ from ._choose import (
 from ._engine import interpolates_well
 from ._events import checked_events
 from ._kinks import has_kinks
+from ._norms import array_norm
 from ._problem import dtype_of
 from ._run import Plan, Times, cast_times, run
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
 from ._times import is_concrete
+from ._types import Params
 from .clocks import AbstractClock, AbstractTimeClock
 from .observe import KNOWN, named
 
@@ -173,7 +175,7 @@ def integrate(
         resume,
     )
     solution = _finished(solution, num_kept, save)
-    imbalance = _imbalance(solution)
+    imbalance = _imbalance(solution, params, atol)
     if imbalance:
         warnings.warn(imbalance, stacklevel=2)
     return thrown(solution) if throw else solution
@@ -209,14 +211,17 @@ def _finished(solution: Solution, num_kept, save) -> Solution:
     return solution
 
 
-def _imbalance(solution: Solution) -> str | None:
+def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:
     """What to warn of where the energy balance is known not to hold."""
-    if not is_concrete(solution) or solution.energy_defect.ndim != 1:
+    if not is_concrete((solution, params, atol)) or solution.log_t.ndim != 1:
         return None
     defect = float(np.max(np.abs(np.nan_to_num(np.asarray(solution.energy_defect)))))
-    rtol = float(solution.rtol)
+    tolerance = float(solution.rtol)
+    if float(atol) > 0:
+        smallest = min(float(array_norm(leaf)) for leaf in jtu.tree_leaves(params))
+        tolerance += float(atol) / max(smallest, 1e-300)
     eps = float(jnp.finfo(solution.rtol.dtype).eps)
-    if defect <= _DEFECT * max(rtol, _ROUNDING * eps):
+    if defect <= _DEFECT * max(tolerance, _ROUNDING * eps):
         return None
     reason = (
         "the model or the loss has kinks and the solver chatters across them"
@@ -225,7 +230,7 @@ def _imbalance(solution: Solution) -> str | None:
     )
     return (
         f"the energy balance ℒ(t0) - ℒ(t) = ∫‖dW/dt‖² is off by {defect:.1e} of ℒ(t0), "
-        f"far above the tolerance (rtol={rtol:.1e}): {reason}, and this is not the "
+        f"far above the tolerance ({tolerance:.1e}): {reason}, and this is not the "
         "gradient flow there. Smaller tolerances do not help with kinks; a smooth "
         "activation does."
     )

@@ -575,13 +575,13 @@ def test_unknown_reduction():
 
 def test_resuming_in_another_clock(solution, nothing_is_solved):
     text = message(resume=solution, clock=Physical(), t_span=(0.0, 20.0))
-    assert re.search("ran with clock LogTime .* would with Physical", text), text
-    assert re.search(r"pass clock=gflow\.clocks\.LogTime\(\)", text), text
+    assert re.search("ran with .*LogTime .* would with Physical", text), text
+    assert re.search(r"clock=.*LogTime\(\)", text), text
 
 
 def test_resuming_with_another_solver(solution, nothing_is_solved):
     text = message(resume=solution, solver=dfx.Dopri5(), t_span=(0.0, 20.0))
-    assert re.search("ran with the solver Tsit5 .* would with Dopri5", text), text
+    assert re.search("ran with .*Tsit5 .* would with Dopri5", text), text
     assert re.search(r"use solver=Tsit5\(\)", text), text
 
 

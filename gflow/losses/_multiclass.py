@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from .._times import is_concrete
 from ._abstract import check_reduction
@@ -20,7 +20,7 @@ from ._tailed import (
 
 
 def _gaps(
-    outputs: Float[Array, "examples classes"], y: Int[Array, " examples"]
+    outputs: Float[Array, "examples classes"], y: Integer[Array, " examples"]
 ) -> Float[Array, "examples classes"]:
     # f_j - f_y, with -inf at j = y so that it drops out of sums and maxima.
     label = y.astype(jnp.int32)[:, None]
@@ -30,14 +30,14 @@ def _gaps(
 
 
 def class_soft_margins(
-    outputs: Float[Array, "examples classes"], y: Int[Array, " examples"]
+    outputs: Float[Array, "examples classes"], y: Integer[Array, " examples"]
 ) -> Float[Array, " examples"]:
     """-log Σ_{j≠y} e^{f_j - f_y}."""
     return -jax.nn.logsumexp(_gaps(outputs, y), axis=1)
 
 
 def class_margins(
-    outputs: Float[Array, "examples classes"], y: Int[Array, " examples"]
+    outputs: Float[Array, "examples classes"], y: Integer[Array, " examples"]
 ) -> Float[Array, " examples"]:
     """f_y - max_{j≠y} f_j."""
     return -jnp.max(_gaps(outputs, y), axis=1)
