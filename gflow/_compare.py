@@ -47,12 +47,8 @@ class Comparison(eqx.Module):
     step_sizes: Float[Array, "*lanes"]
     diverged: Bool[Array, "*lanes"]
 
-    def order(
-        self,
-        *,
-        of: str = "parameters",
-        lanes: int = _SMALLEST,
-    ) -> Scalar:
+    @eqx.filter_jit
+    def order(self, *, of: str = "parameters", lanes: int = _SMALLEST) -> Scalar:
         r"""The order in the step size: slope of log max-distance against log η.
 
         One for gradient descent, which is Euler's method. Fitted to the `lanes`
@@ -76,6 +72,7 @@ class Comparison(eqx.Module):
         slope = jnp.sum(x * y) / jnp.where(defined, spread, 1)
         return jnp.where(defined, slope, jnp.nan)
 
+    @eqx.filter_jit
     def ratios(self, *, of: str = "parameters") -> Float[Array, " pairs"]:
         """Max-distance over that of the next smaller step size, in ascending order.
 
@@ -99,6 +96,10 @@ class Comparison(eqx.Module):
         """
         if not (is_concrete(tolerance) and 0 < tolerance < math.inf):
             raise ValueError(f"tolerance={tolerance!r} is not a positive number.")
+        return self._largest_within(jnp.asarray(tolerance, self.distance.dtype))
+
+    @eqx.filter_jit
+    def _largest_within(self, tolerance: Scalar) -> Scalar:
         steps, distance, good = self._ascending("relative")
         largest = jax.vmap(lambda row: _largest(row, jnp.isfinite(row)))(distance)
         tracks = jnp.cumprod(good & (largest <= tolerance)) == 1
@@ -180,30 +181,11 @@ def compare(flow: Any, descent: Any) -> Comparison:
     _check_pair(flow, descent)
     ours, theirs = _side(flow), _side(descent)
     _check_shapes(ours, theirs)
-    lanes = theirs.log_t.ndim == 2
-    axes = (eqx.if_array(0) if ours.log_t.ndim == 2 else None, eqx.if_array(0))
-    match = eqx.filter_vmap(_matched, in_axes=axes) if lanes else _matched
-    slots, found = match(ours.log_t, theirs.log_t)
+    slots, found = _matches(ours, theirs)
+    kept = np.arange(ours.log_t.shape[-1])
     if is_concrete(found):
         kept = _kept(np.asarray(found), np.asarray(ours.log_t), theirs.log_t)
-        ours = _at(ours, kept)
-        slots, found = slots[..., kept], found[..., kept]
-    measure = (
-        eqx.filter_vmap(_distances, in_axes=(*axes, 0, 0)) if lanes else _distances
-    )
-    distance, relative, function = eqx.filter_jit(measure)(ours, theirs, slots, found)
-    log_t = jnp.broadcast_to(ours.log_t, distance.shape)
-    reached = descent.log_t_final.astype(log_t.dtype)
-    reached = reached + _slack(reached, descent.log_t_final.dtype)
-    early = jnp.any(log_t > reached[..., None], axis=-1)
-    return Comparison(
-        log_t=log_t,
-        distance=distance,
-        relative_distance=relative,
-        function_distance=function,
-        step_sizes=descent.stats["step_size"],
-        diverged=early & (descent.result != RESULTS.successful),
-    )
+    return _measured(ours, theirs, slots, found, jnp.asarray(kept), descent)
 
 
 def _check_pair(flow: Any, descent: Any) -> None:
@@ -255,14 +237,48 @@ def _slack(log_t: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
     return _ROUNDINGS * eps * jnp.maximum(1, jnp.abs(log_t))
 
 
-def _matched(
-    log_t: Float[Array, " times"], saved: Float[Array, " saved"]
-) -> tuple[Int[Array, " times"], Bool[Array, " times"]]:
-    """The slot of `saved` that is nearest to each time, and whether it is that time.
+@eqx.filter_jit
+def _matches(flow: _Side, descent: _Side):
+    return _lanewise(_matched, flow, descent)
 
-    `saved` is in order, with NaN (which sorts last) in the slots not reached.
-    """
-    saved = saved.astype(log_t.dtype)
+
+@eqx.filter_jit
+def _measured(flow, descent, slots, found, kept, solution: Solution) -> Comparison:
+    """The distances, at the flow's times `kept`."""
+
+    def at_kept(x):
+        return jnp.take(x, kept, axis=flow.log_t.ndim - 1)
+
+    slots, found = slots[..., kept], found[..., kept]
+    flow = jtu.tree_map(at_kept, flow)
+    distances = _lanewise(_distances, flow, descent, slots, found)
+    log_t = jnp.broadcast_to(flow.log_t, found.shape)
+    reached = solution.log_t_final.astype(log_t.dtype)
+    reached = reached + _slack(reached, solution.log_t_final.dtype)
+    early = jnp.any(log_t > reached[..., None], axis=-1)
+    return Comparison(
+        log_t,
+        *distances,
+        step_sizes=solution.stats["step_size"],
+        diverged=early & (solution.result != RESULTS.successful),
+    )
+
+
+def _lanewise(function, flow: _Side, descent: _Side, *rest):
+    if descent.log_t.ndim == 1:
+        return function(flow, descent, *rest)
+    axis = eqx.if_array(0) if flow.log_t.ndim == 2 else None
+    in_axes = (axis, eqx.if_array(0), *(0 for _ in rest))
+    return eqx.filter_vmap(function, in_axes=in_axes)(flow, descent, *rest)
+
+
+def _matched(
+    flow: _Side, descent: _Side
+) -> tuple[Int[Array, " times"], Bool[Array, " times"]]:
+    """The descent's slot that is nearest to each time, and whether it is that time."""
+    log_t = flow.log_t
+    # In order, with NaN (which sorts last) in the slots that were not reached.
+    saved = descent.log_t.astype(log_t.dtype)
     after = jnp.searchsorted(saved, log_t)
     candidates = jnp.stack([after - 1, after]).clip(0, saved.shape[0] - 1)
     # Equal infinities have no difference.
@@ -271,7 +287,7 @@ def _matched(
     gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)
     nearest = jnp.argmin(gap, axis=0)
     slots = jnp.take_along_axis(candidates, nearest[None], axis=0)[0]
-    found = jnp.min(gap, axis=0) <= _slack(log_t, saved.dtype)
+    found = jnp.min(gap, axis=0) <= _slack(log_t, descent.log_t.dtype)
     return slots, found & ~jnp.isnan(log_t)
 
 
@@ -287,11 +303,6 @@ def _kept(found: np.ndarray, log_t: np.ndarray, saved: Any) -> np.ndarray:
             "save_at= times, multiples of the step size."
         )
     return np.flatnonzero(found if found.ndim == 1 else found.any(axis=0))
-
-
-def _at(side: _Side, slots: np.ndarray) -> _Side:
-    axis = side.log_t.ndim - 1
-    return jtu.tree_map(lambda x: jnp.take(x, slots, axis=axis), side)
 
 
 def _distances(flow: _Side, descent: _Side, slots, found):

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -262,5 +263,5 @@ def _cut(solution: Solution, count: int) -> Solution:
 
 
 def _first(x: Any, count: int) -> Any:
-    # NumPy cuts without compiling a program for each new length.
-    return x if count == x.shape[0] else jnp.asarray(np.asarray(x)[:count])
+    # NumPy cuts, and `device_put` moves, without compiling a program for each length.
+    return x if count == x.shape[0] else jax.device_put(np.asarray(x)[:count])

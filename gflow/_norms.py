@@ -16,6 +16,13 @@ def _largest(x: Float[Array, "..."]) -> Scalar:
     return jnp.max(jnp.abs(x), initial=0)
 
 
+def _same_dtype(tree: PyTree[Float[Array, "..."]]) -> list[Array]:
+    # Parameters may mix dtypes, which JAX does not stack.
+    leaves = jtu.tree_leaves(tree)
+    dtype = jnp.result_type(*leaves)
+    return [leaf.astype(dtype) for leaf in leaves]
+
+
 def _log_root_sum(scale: Scalar, total: Scalar) -> Scalar:
     # log(scale sqrt(total)), -inf at zero, with a zero (not NaN) derivative there.
     empty = scale == 0
@@ -34,7 +41,7 @@ def array_norm(x: Float[Array, "..."]) -> Scalar:
 
 def log_norm(tree: PyTree[Float[Array, "..."]]) -> Scalar:
     """log ‖x‖₂ of all the arrays of a PyTree together; -inf if all are zero."""
-    leaves = jtu.tree_leaves(tree)
+    leaves = _same_dtype(tree)
     scale = jax.lax.stop_gradient(
         jnp.max(jnp.stack([_largest(leaf) for leaf in leaves]))
     )
@@ -45,19 +52,18 @@ def log_norm(tree: PyTree[Float[Array, "..."]]) -> Scalar:
 
 def unit(tree: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
     """x/‖x‖₂ of all the arrays together (zero stays zero)."""
-    scale = jnp.max(jnp.stack([_largest(leaf) for leaf in jtu.tree_leaves(tree)]))
+    scale = jnp.max(jnp.stack([_largest(leaf) for leaf in _same_dtype(tree)]))
     safe = jnp.where(scale == 0, 1, scale)
-    scaled = jtu.tree_map(lambda leaf: leaf / safe, tree)
+    scaled = jtu.tree_map(lambda leaf: leaf / safe.astype(leaf.dtype), tree)
     size = jnp.exp(log_norm(scaled))
     size = jnp.where(size == 0, 1, size)
-    return jtu.tree_map(lambda leaf: leaf / size, scaled)
+    return jtu.tree_map(lambda leaf: leaf / size.astype(leaf.dtype), scaled)
 
 
 def inner(a: PyTree[Float[Array, "..."]], b: PyTree[Float[Array, "..."]]) -> Scalar:
     """⟨a, b⟩ over all the arrays of two PyTrees of the same structure."""
     products = jtu.tree_map(lambda x, y: jnp.sum(x * y), a, b)
-    leaves = jtu.tree_leaves(products)
-    return jnp.sum(jnp.stack(leaves))
+    return jnp.sum(jnp.stack(_same_dtype(products)))
 
 
 def angle(a: PyTree[Float[Array, "..."]], b: PyTree[Float[Array, "..."]]) -> Scalar:

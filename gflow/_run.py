@@ -25,7 +25,7 @@ from ._problem import Problem
 from ._progress import LogTimeMeter
 from ._saved import masked, seen_at
 from ._solution import RESULTS, Resume, Solution
-from ._stretch import at_times_of_state
+from ._stretch import ARRIVED, at_times_of_state
 from ._times import Exp, log_elapsed, log_of, log_time_after
 from ._types import IntScalar, Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock, LogTime, Physical
@@ -260,7 +260,7 @@ def _kept(engine: Engine, start: Position, times: Times, plan: Plan) -> Solved:
 def _result(solved: Solved, times: Times) -> RESULTS:
     result, log_time = solved.result, solved.end.state.log_time
     if times.horizon is not None and log_time is not None:
-        slack = 1e3 * jnp.finfo(log_time.dtype).eps
+        slack = ARRIVED * jnp.finfo(log_time.dtype).eps
         arrived = log_time >= times.horizon * (1 - slack)
         arrived = arrived & (result == dfx.RESULTS.event_occurred)
         result = dfx.RESULTS.where(arrived, dfx.RESULTS.successful, result)

@@ -93,12 +93,12 @@ class Solution(eqx.Module):
     solver: str = eqx.field(static=True, default="")
 
     @property
-    def t(self) -> Float[Array, " times"]:
+    def t(self) -> Float[Array, "*lanes times"]:
         """(T,) the times; inf where e^log_t overflows."""
         return jnp.exp(self.log_t)
 
     @property
-    def loss(self) -> Float[Array, " times"]:
+    def loss(self) -> Float[Array, "*lanes times"]:
         """(T,) ℒ; zero where e^log_loss underflows."""
         return jnp.exp(self.log_loss)
 

@@ -25,6 +25,11 @@ _STRETCH = 32  # steps a stretch, if P is small
 _STRETCH_SIZE = 1_500_000  # parameters × steps a stretch, if P is large
 
 
+# How near to its last value u must be, in units of its rounding, to have arrived: the
+# end is found by bisection on dense output.
+ARRIVED = 1e3
+
+
 class Stretch(eqx.Module):
     """A few steps of the solver, with dense output over them."""
 
@@ -118,7 +123,7 @@ def at_times_of_state(
 
         stretch, counts = jax.lax.while_loop(goes_on, body, carry)
         # The solve ends where u is its last target to rounding.
-        slack = 1 + 64 * jnp.finfo(target.dtype).eps
+        slack = 1 + ARRIVED * jnp.finfo(target.dtype).eps
         reached = target <= log_time_at(stretch) * slack
         reading = _invert(lambda c: stretch.dense.evaluate(c).log_time, stretch, target)
         state = stretch.dense.evaluate(reading)

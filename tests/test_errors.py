@@ -582,7 +582,7 @@ def test_resuming_in_another_clock(solution, nothing_is_solved):
 def test_resuming_with_another_solver(solution, nothing_is_solved):
     text = message(resume=solution, solver=dfx.Dopri5(), t_span=(0.0, 20.0))
     assert re.search("ran with .*Tsit5 .* would with Dopri5", text), text
-    assert re.search(r"use solver=Tsit5\(\)", text), text
+    assert re.search(r"solver=Tsit5\(\)", text), text
 
 
 def test_resuming_another_model(solution, nothing_is_solved):
