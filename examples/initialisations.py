@@ -54,7 +54,7 @@ def picture(solution, path):
     """Margins of all runs against time, and their distribution at the end."""
     margins = np.asarray(solution.observed["min_margin"])
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8.4, 3.6), layout="constrained", sharey=True, width_ratios=(3, 2)
+        1, 2, figsize=(8.8, 3.6), layout="constrained", width_ratios=(3, 2)
     )
     place = np.arange(LOG_T.size)
     left.plot(place, margins.T, color="#0072B2", alpha=0.15, lw=0.8)
@@ -68,8 +68,13 @@ def picture(solution, path):
         title=f"{COUNT} initialisations",
     )
     left.legend(frameon=False, loc="lower right")
-    right.hist(margins[:, -1], bins=24, orientation="horizontal", color="#0072B2")
-    right.set(xlabel="number of runs", title=rf"at $\log t = {LOG_T[-1]:g}$")
+    right.hist(margins[:, -1], bins=20, color="#0072B2", edgecolor="white")
+    right.axvline(np.median(margins[:, -1]), color="#D55E00", lw=2)
+    right.set(
+        xlabel="normalised margin",
+        ylabel="number of runs",
+        title=rf"at $\log t = {LOG_T[-1]:g}$",
+    )
     figure.savefig(path, dpi=160)
     plt.close(figure)
 

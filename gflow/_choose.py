@@ -25,12 +25,8 @@ _SMALL = 0.1
 _DIGITS = 14.0
 
 
-def checked_clock(clock, problem: Problem, params, t0, t1, dtype) -> AbstractClock:
-    if clock is None and _rests(problem, params, dtype):
-        clock = EFolds()
-    if clock is None:
-        logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
-        clock = LogTime() if problem.is_tailed or logarithmic else Physical()
+def check_clock(clock: Any, problem: Problem) -> None:
+    """ValueError unless it is a clock, and one for this loss."""
     if not isinstance(clock, AbstractClock):
         raise ValueError(
             f"clock={clock!r} is not a clock; use an instance from gflow.clocks, such "
@@ -42,6 +38,18 @@ def checked_clock(clock, problem: Problem, params, t0, t1, dtype) -> AbstractClo
             f"{type(problem.loss).__name__} has none; use gflow.clocks.Physical() or "
             "gflow.clocks.LogTime()."
         )
+
+
+def checked_clock(
+    clock: Any, problem: Problem, params: Params, t0: Any, t1: Any, dtype: Any
+) -> AbstractClock:
+    """The user's clock if it will do, or the one chosen for the problem."""
+    if clock is None and _rests(problem, params, dtype):
+        clock = EFolds()
+    if clock is None:
+        logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
+        clock = LogTime() if problem.is_tailed or logarithmic else Physical()
+    check_clock(clock, problem)
     if isinstance(clock, Physical) and is_concrete((t0, t1)):
         largest = float(np.log(float(jnp.finfo(dtype).max)))
         span = float(np.asarray(log_elapsed(t1, t0)))

@@ -93,6 +93,9 @@ def descend(
     state (`final`, at `log_t_final`, after `stats["num_steps"]` steps). Saved slots
     after it are NaN, and so are those of traced times beyond `num_steps`.
 
+    Reverse-mode differentiation does not go through the descent, whose loops have as
+    many steps as `num_steps` says at run time.
+
     **Raises:**
 
     `ValueError`, before anything is compiled, for arguments that cannot be right;

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._check import checked_problem
+from ._choose import check_clock
 from ._problem import dtype_of
 from ._types import Params
-from .clocks import AbstractClock, AbstractTimeClock, Alpha, Physical
+from .clocks import AbstractClock, AbstractTimeClock, Physical
 from .fields import GradientField
 
 
@@ -82,16 +83,7 @@ def vector_field(
     """
     problem, params = checked_problem(model, data, loss, filter_spec)
     clock = Physical() if clock is None else clock
-    if not isinstance(clock, AbstractClock):
-        raise ValueError(
-            f"clock={clock!r} is not a clock; use an instance from gflow.clocks, such "
-            "as gflow.clocks.LogTime()."
-        )
-    if isinstance(clock, Alpha) and not problem.is_tailed:
-        raise ValueError(
-            "the Alpha clock needs a loss with an exponential tail; use "
-            "gflow.clocks.Physical() or gflow.clocks.LogTime()."
-        )
+    check_clock(clock, problem)
     term = dfx.ODETerm(_Field(GradientField(problem), clock))
     if isinstance(clock, AbstractTimeClock):
         return term, params
