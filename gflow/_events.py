@@ -57,6 +57,10 @@ def _value(function: Callable[[State], Any], state: State) -> Scalar:
     return jnp.where(value, -one, one) if value.dtype == bool else value * one
 
 
+def _is_boolean(function: Callable[[State], Any], state: State) -> bool:
+    return jnp.asarray(function(state)).dtype == bool
+
+
 def checked_events(events: Any) -> tuple[Callable[[State], Any], ...]:
     """The events as a tuple of functions of the observed state."""
     if events is None:
@@ -90,6 +94,15 @@ def event(
         state = _state(blank, start)
         values = [_value(f, state) for f in functions]
         signs = tuple(jnp.where(v < 0, -1.0, 1.0).astype(v.dtype) for v in values)
+        signs = tuple(
+            eqx.error_if(
+                s,
+                (v < 0) & _is_boolean(f, state),
+                "a boolean event is true where the solve starts, so it cannot become "
+                "true; leave it out, or start earlier.",
+            )
+            for f, v, s in zip(functions, values, signs, strict=True)
+        )
     condition = _Condition(problem, functions, degree, signs, horizon)
     root_finder = bisect(start.dissipated.dtype, increasing=False)
     return dfx.Event(condition, root_finder)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ._check import check_tolerances, checked_problem, checked_span, degree_for
 from ._choose import (
+    check_events,
     checked_clock,
     checked_max_steps,
     checked_resume,
@@ -92,8 +93,8 @@ def integrate(
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
     - `max_steps`: None for 1,000,000 (4,096 with `save_at="steps"`, which keeps all).
     - `events`: functions of the observed state; the solve stops where one changes sign
-        (a number) or becomes true (a boolean). Each step then costs one gradient
-        more.
+        (a number) or becomes true (a boolean, false at the start). Each step then
+        costs one gradient more.
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.
@@ -152,11 +153,13 @@ def integrate(
                 "explicit solver such as diffrax.Tsit5(), another clock, or "
                 "save_at=None."
             )
+    events = checked_events(events)
+    check_events(events, clock, dtype)
     plan = Plan(
         clock=clock,
         solver=solver,
         observers=observers,
-        events=checked_events(events),
+        events=events,
         save=save,
         degree=degree_for(observers, problem, params),
         max_steps=checked_max_steps(max_steps, save),
@@ -204,12 +207,8 @@ def _check_resumed(resume: Resume | None, times: Times, clock: AbstractClock) ->
 
 def _finished(solution: Solution, num_kept, save) -> Solution:
     """Cuts arrays to length, where it is known."""
-    if not is_concrete((solution, num_kept)) or solution.log_t.ndim != 1:
-        return solution
-    if save != "given":
-        count = int(num_kept)
-        solution = _cut(solution, count)
-    return solution
+    known = is_concrete((solution, num_kept)) and solution.log_t.ndim == 1
+    return _cut(solution, int(num_kept)) if known and save != "given" else solution
 
 
 def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:

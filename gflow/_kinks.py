@@ -16,6 +16,8 @@ from .losses import Custom
 # will tell.)
 _KINKED = {
     "abs",
+    "argmax",
+    "argmin",
     "clamp",
     "cummax",
     "cummin",
@@ -33,6 +35,7 @@ _KINKED = {
     "select_and_gather_add",
     "sign",
     "sort",
+    "top_k",
 }
 
 # Functions with a smooth derivative of their own that are written with a maximum.

@@ -11,7 +11,7 @@ from ._engine import Engine, Position, Solved
 from ._flow import FlowState
 from ._stretch import Stretch, add, no_counts, run_stretch, stretch_length, unfinished
 from ._types import BoolScalar, Scalar
-from .clocks import AbstractTimeClock
+from .clocks import AbstractTimeClock, LogTime
 
 
 # Weight of log log t in the measure of motion: plateaus are drawn too.
@@ -97,8 +97,7 @@ def at_steps(
         if state.motion is None:  # every step is kept
             return jnp.zeros_like(reading)
         if isinstance(clock, AbstractTimeClock):
-            log_elapsed = clock.log_elapsed(reading)
-            log_time = jnp.logaddexp(log_elapsed, jnp.zeros_like(log_elapsed))
+            log_time = LogTime().reading(clock.log_elapsed(reading))
         else:
             assert state.log_time is not None
             log_time = state.log_time

@@ -4,8 +4,10 @@ from typing import Any, Literal
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 
 from ._check import checked_times
 from ._controller import relative_to_arrays
@@ -19,9 +21,9 @@ from ._engine import (
 )
 from ._events import event
 from ._flow import FlowField, FlowState, log_unit, loss_in_units
-from ._norms import log_norm
+from ._norms import log_norm, unit
 from ._points import at_steps
-from ._problem import Problem
+from ._problem import Problem, dtype_of
 from ._progress import LogTimeMeter
 from ._saved import masked, seen_at
 from ._solution import RESULTS, Resume, Solution
@@ -112,11 +114,13 @@ def run(
     flow = GradientField(problem)
     if resume is None:
         velocity = flow(params)
-        unit = log_unit(velocity)
-        loss_start = loss_in_units(velocity.log_loss, velocity.loss, unit)
+        log_energy = log_unit(velocity)
+        loss_start = loss_in_units(velocity.log_loss, velocity.loss, log_energy)
     else:
-        unit, loss_start = resume.log_unit, resume.loss_start
-    engine, blank = _engine(problem, params, plan, times, rtol, atol, unit)
+        log_energy, loss_start = resume.log_unit, resume.loss_start
+    engine, blank = _engine(
+        problem, params, plan, times, rtol, atol, log_energy, resume
+    )
     if resume is None:
         start = engine.start(
             jnp.zeros_like(times.end_reading), times.end_reading, blank
@@ -143,7 +147,7 @@ def run(
         path_length=path,
         degree=plan.degree,
     )
-    loss_now = loss_in_units(seen.log_loss, seen.loss, unit)
+    loss_now = loss_in_units(seen.log_loss, seen.loss, log_energy)
     defect = loss_start - loss_now - states.dissipated
     kept = (log_t, states.params, seen, defect)
     log_t, saved_params, seen, defect = masked(kept, reached)
@@ -160,9 +164,15 @@ def run(
         energy_defect=defect,
         log_t_final=log_time_after(times.start, end_log_elapsed),
         stats=_stats(plan, solved, fresh=resume is None),
-        result=_result(solved, times),
+        result=RESULTS.where(
+            _underflows(flow, params), RESULTS.underflow, _result(solved, times)
+        ),
         resume=Resume(
-            end, unit, loss_start, type(plan.clock).__name__, type(plan.solver).__name__
+            end,
+            log_energy,
+            loss_start,
+            type(plan.clock).__name__,
+            type(plan.solver).__name__,
         ),
         rtol=rtol,
         kinks=plan.kinks,
@@ -179,14 +189,16 @@ def _engine(
     times: Times,
     rtol: Scalar,
     atol: Scalar,
-    unit: Scalar,
+    log_energy: Scalar,
+    resume: Resume | None,
 ) -> tuple[Engine, FlowState]:
-    field = FlowField(GradientField(problem), plan.clock, unit)
+    field = FlowField(GradientField(problem), plan.clock, log_energy)
     blank = field.start(
         params,
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
     )
+    start = blank if resume is None else resume.position.state
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
     if plan.progress:
         span = times.end_reading if isinstance(plan.clock, Physical) else None
@@ -195,7 +207,7 @@ def _engine(
         field=field,
         solver=plan.solver,
         controller=relative_to_arrays(rtol, atol),
-        event=event(problem, plan.events, plan.degree, blank, times.horizon),
+        event=event(problem, plan.events, plan.degree, start, times.horizon),
         progress=meter,
     )
     return engine, blank
@@ -255,6 +267,23 @@ def _kept(engine: Engine, start: Position, times: Times, plan: Plan) -> Solved:
         max_steps=max_steps,
         horizon=times.horizon,
     )
+
+
+def _underflows(flow: GradientField, params: Params) -> Any:
+    """Whether ∇ℒ is lost to underflow at the start, where it stands still for ever.
+
+    Then it is (almost) zero there, but not with every array scaled to norm one. A true
+    critical point, such as a network of dead neurons, is one at both.
+    """
+    # Room for the entries that are e^-8 of the norm.
+    least = float(np.log(float(jnp.finfo(dtype_of(params)).tiny))) + 8.0
+
+    def lost() -> Any:
+        scaled = jtu.tree_map(unit, params)
+        return jnp.isfinite(log_norm(flow(scaled).direction))
+
+    at_start = log_norm(flow(params).direction)
+    return jax.lax.cond(at_start < least, lost, lambda: jnp.asarray(False))
 
 
 def _result(solved: Solved, times: Times) -> RESULTS:

@@ -20,6 +20,11 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "on a scale of time that the clock cannot resolve (clock=gflow.clocks.EFolds() "
         "can), or the gradient is not finite from here on."
     )
+    underflow = (
+        "The gradient is below the smallest float where the flow starts, so it was "
+        "computed as standing still, which it does not. Start from larger weights, use "
+        "fewer layers, or float64."
+    )
     diverged = (
         "Gradient descent diverged: the parameters or the loss are no longer finite. "
         "Use a smaller step size."

@@ -622,3 +622,29 @@ def test_traced_arguments_are_not_checked_for_values():
         ).log_loss
 
     assert np.all(np.isfinite(run(jnp.asarray(2.0), jnp.asarray(SIGNS))))
+
+
+@pytest.mark.parametrize(
+    "dtype, log_t, advice",
+    [(np.float32, 1e6, "float64"), (np.float64, 1e14, "stop earlier")],
+)
+def test_times_that_rounding_blurs(dtype, log_t, advice):
+    model = Dot(jnp.ones(2, dtype))
+    data = np.eye(2), np.ones(2)
+    with pytest.raises(ValueError, match=f"beyond what {np.dtype(dtype)}.*{advice}"):
+        gflow.integrate(model, data, losses.Logistic(), (0.0, gflow.exp(log_t)))
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        ({"events": lambda state: state.log_loss}, "events"),
+        ({"clock": Alpha()}, "the clock Alpha"),
+    ],
+)
+def test_locating_in_a_dtype_that_is_not_the_default(options, what):
+    model = Dot(jnp.ones(2, np.float32))
+    data = np.eye(2), np.ones(2)
+    loss = losses.Logistic()
+    with pytest.raises(ValueError, match=f"{what} cannot be used with float32.*use"):
+        gflow.integrate(model, data, loss, (0.0, 1.0), **options)

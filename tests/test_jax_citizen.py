@@ -453,3 +453,52 @@ def test_no_progress_is_printed(capfd):
     jax.block_until_ready(solve_one(save_at=TIMES).log_t)
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
+
+
+class Deep(eqx.Module):
+    """x ↦ x₁ Π_k w_k."""
+
+    w: list[jax.Array]
+
+    def __call__(self, x):
+        out = x[0]
+        for w in self.w:
+            out = out * w
+        return out
+
+
+@pytest.mark.parametrize(
+    "layers, size, dtype, lost",
+    [
+        (7, 1e-60, np.float64, True),  # the gradient, 1e-360, is zero
+        (6, 1e-60, np.float64, False),  # 1e-300 is not
+        (4, 1e-15, np.float32, True),
+        (3, 1e-15, np.float32, False),
+        (2, 0.0, np.float64, False),  # at rest, truly
+    ],
+)
+def test_underflow_at_the_start_is_reported(layers, size, dtype, lost):
+    weights = [jnp.asarray(size * (1 + 0.1 * k), dtype) for k in range(layers)]
+    data = np.ones((1, 1), dtype), np.ones(1, dtype)
+    loss = Exponential()
+
+    def solve(model):
+        return gflow.integrate(
+            model, data, loss, (0.0, 1.0), save_at=np.array([1.0]), throw=False
+        ).result
+
+    for result in (solve(Deep(weights)), eqx.filter_jit(solve)(Deep(weights))):
+        assert bool(result == gflow.RESULTS.underflow) is lost
+        assert lost or result == gflow.RESULTS.successful
+
+
+def test_boolean_event_that_is_true_at_the_start(getkey):
+    def right_from_the_start(state):
+        return state.log_loss < 100.0
+
+    model = Dot(jax.random.normal(getkey(), (2,)))
+    data = np.eye(2), np.ones(2)
+    with pytest.raises(RuntimeError, match="true where the solve starts.*leave it out"):
+        gflow.integrate(
+            model, data, Logistic(), (0.0, 1.0), events=right_from_the_start
+        )
