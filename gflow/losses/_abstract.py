@@ -48,7 +48,8 @@ class AbstractLoss(eqx.Module):
     def margins(self, outputs: Float[Array, "examples ..."], y: Array) -> Examples:
         """The margin p_i of each example; NaN where the labels define none."""
 
-    def _log_reduction(self, n: int) -> float:
+    def log_reduction(self, n: int) -> float:
+        """log of the factor that the reduction puts before the sum."""
         return 0.0 if self.reduction == "sum" else -math.log(n)
 
 

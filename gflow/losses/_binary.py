@@ -81,6 +81,12 @@ class Exponential(AbstractTailedLoss):
     def margins(self, outputs, y):
         return y * scalar_outputs(outputs, y)
 
+    def pairs(self, outputs, y):
+        return (y * scalar_outputs(outputs, y))[:, None]
+
+    def log_pair_slopes(self, pairs):
+        return exponential_log_value(pairs)
+
     def log_value(self, p):
         return exponential_log_value(p)
 
@@ -123,6 +129,12 @@ class Logistic(AbstractTailedLoss):
 
     def margins(self, outputs, y):
         return y * scalar_outputs(outputs, y)
+
+    def pairs(self, outputs, y):
+        return (y * scalar_outputs(outputs, y))[:, None]
+
+    def log_pair_slopes(self, pairs):
+        return logistic_log_slope(pairs)
 
     def log_value(self, p):
         return logistic_log_value(p)

@@ -36,6 +36,17 @@ def class_soft_margins(
     return -jax.nn.logsumexp(_gaps(outputs, y), axis=1)
 
 
+def class_pairs(
+    outputs: Float[Array, "examples classes"], y: Integer[Array, " examples"]
+) -> Float[Array, "examples wrong"]:
+    """f_y - f_j for every j ≠ y, in the order of the classes."""
+    label = y.astype(jnp.int32)[:, None]
+    wrong = jnp.arange(outputs.shape[1] - 1, dtype=jnp.int32)[None, :]
+    wrong = wrong + (wrong >= label)
+    own = jnp.take_along_axis(outputs, label, axis=1)
+    return own - jnp.take_along_axis(outputs, wrong, axis=1)
+
+
 def class_margins(
     outputs: Float[Array, "examples classes"], y: Integer[Array, " examples"]
 ) -> Float[Array, " examples"]:
@@ -96,6 +107,14 @@ class CrossEntropy(AbstractTailedLoss):
     def margins(self, outputs, y):
         return class_margins(outputs, y)
 
+    def pairs(self, outputs, y):
+        return class_pairs(outputs, y)
+
+    def log_pair_slopes(self, pairs):
+        # -∂ℓ_i/∂p_ij = e^{-p_ij}/(1 + Σ_k e^{-p_ik}), the softmax.
+        log_sum = jax.nn.logsumexp(-pairs, axis=1, keepdims=True)
+        return -pairs - jax.nn.softplus(log_sum)
+
     def log_value(self, p):
         return logistic_log_value(p)
 
@@ -132,6 +151,12 @@ class MulticlassExponential(AbstractTailedLoss):
 
     def margins(self, outputs, y):
         return class_margins(outputs, y)
+
+    def pairs(self, outputs, y):
+        return class_pairs(outputs, y)
+
+    def log_pair_slopes(self, pairs):
+        return exponential_log_value(pairs)
 
     def log_value(self, p):
         return exponential_log_value(p)

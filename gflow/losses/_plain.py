@@ -51,7 +51,7 @@ class Square(AbstractLoss):
     def linearise(self, outputs: Float[Array, "examples ..."], y: Array) -> Linearised:
         residual = outputs - y.reshape(outputs.shape)
         log_scale, unit_residual = _scale_out(residual)
-        shift = self._log_reduction(residual.shape[0])
+        shift = self.log_reduction(residual.shape[0])
         half_square = 0.5 * jnp.sum(unit_residual**2)
         safe = jnp.where(half_square == 0, 1, half_square)
         log_loss = 2 * log_scale + jnp.log(safe) + shift

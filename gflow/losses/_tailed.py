@@ -50,13 +50,25 @@ class AbstractTailedLoss(AbstractLoss):
     ) -> Float[Array, " examples"]:
         """The p_i that ℓ is applied to."""
 
+    @abc.abstractmethod
+    def pairs(
+        self, outputs: Float[Array, "examples ..."], y: Array
+    ) -> Float[Array, "examples wrong"]:
+        """Every margin p_ij, linear in the outputs: one a wrong class j."""
+
+    @abc.abstractmethod
+    def log_pair_slopes(
+        self, pairs: Float[Array, "examples wrong"]
+    ) -> Float[Array, "examples wrong"]:
+        r"""$\log(-\partial\sum_i\ell_i/\partial p_{ij})$ at the p_ij."""
+
     def alpha(self, log_loss: Scalar, n: int) -> Scalar:
         r"""$\alpha = \ell^{-1}(\sum_i \ell(p_i))$ from the reported log-loss.
 
         With `reduction="mean"` the sum is restored first, so that α does not depend
         on the reduction.
         """
-        return self.inverse(log_loss - self._log_reduction(n))
+        return self.inverse(log_loss - self.log_reduction(n))
 
     def weights(
         self, outputs: Float[Array, "examples ..."], y: Array
@@ -71,7 +83,7 @@ class AbstractTailedLoss(AbstractLoss):
         log_sum = jax.nn.logsumexp(self.log_value(p))
         log_scale = self.log_slope(self.inverse(log_sum))
         (pull,) = pull_back(jnp.exp(self.log_slope(p) - log_scale))
-        shift = self._log_reduction(p.shape[0])
+        shift = self.log_reduction(p.shape[0])
         log_loss = log_sum + shift
         return Linearised(log_loss, log_scale + shift, pull, jnp.exp(log_loss))
 

@@ -1,0 +1,102 @@
+r"""The margins as functions of the parameters: values, gradients, curvature.
+
+Every loss with an exponential tail is a function of pairs p_ij(W) that are linear in the
+outputs: y_i f(x_i) with two classes, f_y - f_j for every wrong class j with more. They
+are numbered m = 0 .. M-1 here, M = n (k - 1), example after example.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Int
+
+from ._problem import Problem, predict
+from ._types import Params
+from .losses import AbstractTailedLoss
+from .nn import Batched
+
+
+def tailed(problem: Problem) -> AbstractTailedLoss:
+    """The loss, for the type checker: callers have checked that it has a tail."""
+    return cast(AbstractTailedLoss, problem.loss)
+
+
+def pair_margins(problem: Problem, params: Params) -> Float[Array, " pairs"]:
+    """Every p_m(W)."""
+    return tailed(problem).pairs(problem.outputs(params), problem.y).reshape(-1)
+
+
+def log_pair_slopes(
+    problem: Problem, pairs: Float[Array, " pairs"]
+) -> Float[Array, " pairs"]:
+    r"""$\log(-\partial\mathcal L/\partial p_m)$, with the loss's reduction."""
+    loss, n = tailed(problem), problem.num_examples
+    slopes = loss.log_pair_slopes(pairs.reshape(n, -1)).reshape(-1)
+    return slopes + loss.log_reduction(n)
+
+
+def some_pairs(
+    problem: Problem, params: Params, index: Int[Array, " some"]
+) -> Float[Array, " some"]:
+    """p_m(W) for the given m only: forward passes through their examples."""
+    model = problem.model(params)
+    if isinstance(model, Batched):
+        return pair_margins(problem, params)[index]
+    wrong = _wrong(problem, params)
+    example = index // wrong
+    outputs = predict(model, problem.x[example])
+    pairs = tailed(problem).pairs(outputs, problem.y[example])
+    return jnp.take_along_axis(pairs, (index % wrong)[:, None], axis=1)[:, 0]
+
+
+def rows(problem: Problem, params: Params, index: Int[Array, " some"]) -> Params:
+    """∇p_m(W) for the given m, stacked along a leading axis."""
+    if isinstance(problem.model(params), Batched):
+        _, pull_back = jax.vjp(lambda w: pair_margins(problem, w), params)
+        number = pair_margins_shape(problem, params)
+        dtype = jnp.result_type(*jtu.tree_leaves(params))
+        one_hot = jax.nn.one_hot(index, number, dtype=dtype)
+        return jax.vmap(lambda c: pull_back(c)[0])(one_hot)
+    wrong = _wrong(problem, params)
+
+    def pair(w, x, y, j):
+        outputs = predict(problem.model(w), x[None])
+        return tailed(problem).pairs(outputs, y[None])[0, j]
+
+    example = index // wrong
+    return jax.vmap(jax.grad(pair), in_axes=(None, 0, 0, 0))(
+        params, problem.x[example], problem.y[example], index % wrong
+    )
+
+
+def curvature(
+    problem: Problem,
+    params: Params,
+    weights: Float[Array, " some"],
+    index: Int[Array, " some"] | None = None,
+) -> Callable[[Params], Params]:
+    r"""The product v ↦ $\sum_m \lambda_m\nabla^2 p_m(W)\,v$ with given weights λ.
+
+    Over all m if `index` is None. Linearised once, so that further products cost about
+    two gradients each.
+    """
+
+    def total(w):
+        if index is None:
+            return jnp.sum(weights * pair_margins(problem, w))
+        return jnp.sum(weights * some_pairs(problem, w, index))
+
+    _, product = jax.linearize(jax.grad(total), params)
+    return product
+
+
+def pair_margins_shape(problem: Problem, params: Params) -> int:
+    """M, the number of pairs."""
+    return jax.eval_shape(lambda w: pair_margins(problem, w), params).shape[0]
+
+
+def _wrong(problem: Problem, params: Params) -> int:
+    return pair_margins_shape(problem, params) // problem.num_examples
