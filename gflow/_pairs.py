@@ -1,8 +1,8 @@
 r"""The margins as functions of the parameters: values, gradients, curvature.
 
-Every loss with an exponential tail is a function of pairs p_ij(W) that are linear in the
+Every loss with an exponential tail is a function of pairs p_ij(W), linear in the
 outputs: y_i f(x_i) with two classes, f_y - f_j for every wrong class j with more. They
-are numbered m = 0 .. M-1 here, M = n (k - 1), example after example.
+are numbered m = 0 .. M-1 in here, M = n (k - 1), example after example.
 """
 
 from collections.abc import Callable

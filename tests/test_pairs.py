@@ -1,5 +1,6 @@
 """Pair margins against Jacobians of the outputs, and against the loss itself."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -28,13 +29,20 @@ LOSSES = [
 ]
 
 
+class Vmapped(eqx.Module):
+    model: gflow.nn.MLP
+
+    def __call__(self, x):
+        return jax.vmap(self.model)(x)
+
+
 def _problem(loss, getkey, batched):
     several = not loss.casts_labels
     model = gflow.nn.MLP(
         3, 4, 3, 4 if several else "scalar", jnp.tanh, key=getkey(), dtype=float
     )
     if batched:
-        model = gflow.nn.Batched(jax.vmap(model))
+        model = gflow.nn.Batched(Vmapped(model))
     x = jr.normal(getkey(), (6, 3))
     y = jnp.array([0, 1, 2, 3, 0, 1]) if several else jnp.array([1.0, -1.0] * 3)
     return checked_problem(model, (x, y), loss)

@@ -42,7 +42,7 @@ def class_pairs(
     """f_y - f_j for every j ≠ y, in the order of the classes."""
     label = y.astype(jnp.int32)[:, None]
     wrong = jnp.arange(outputs.shape[1] - 1, dtype=jnp.int32)[None, :]
-    wrong = wrong + (wrong >= label)
+    wrong = wrong + (wrong >= label).astype(jnp.int32)
     own = jnp.take_along_axis(outputs, label, axis=1)
     return own - jnp.take_along_axis(outputs, wrong, axis=1)
 
