@@ -6,6 +6,7 @@ from . import losses as losses
 from . import nn as nn
 from . import observe as observe
 from . import plot as plot
+from . import solvers as solvers
 from ._compare import Comparison as Comparison
 from ._compare import compare as compare
 from ._descend import descend as descend

@@ -162,6 +162,13 @@ def degree_for(
     asking = [name for name, one in observers.items() if one.needs_degree]
     if not asking:
         return None
+    return degree_of(
+        f"observer {asking[0]!r} divides by ‖W‖^L, so it", problem, params
+    )
+
+
+def degree_of(who: str, problem: Problem, params: Params) -> float:
+    """The degree L; ValueError, saying who needs it, if the model has none."""
     try:
         return homogeneity(
             problem.model(params),
@@ -172,8 +179,7 @@ def degree_for(
         )
     except ValueError as error:
         raise ValueError(
-            f"observer {asking[0]!r} divides by ‖W‖^L, so it needs a positively "
-            f"homogeneous model: {error}"
+            f"{who} needs a positively homogeneous model: {error}"
         ) from error
 
 

@@ -8,13 +8,23 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from ._check import degree_of
 from ._norms import array_norm, log_norm
-from ._problem import Problem
+from ._problem import Problem, dtype_of
 from ._solution import Resume, Solution
 from ._times import Exp, is_concrete, log_elapsed
 from ._types import Params
-from .clocks import AbstractClock, AbstractTimeClock, Alpha, EFolds, LogTime, Physical
+from .clocks import (
+    AbstractClock,
+    AbstractTimeClock,
+    Alpha,
+    EFolds,
+    LogLogTime,
+    LogTime,
+    Physical,
+)
 from .fields import GradientField
+from .solvers import PrimalDual
 
 
 _MAX_STEPS = 1_000_000
@@ -26,6 +36,9 @@ _DIGITS = 14.0
 # Relative error of the examples' weights at which a late solve is refused. (In float32
 # at log t = 3e4, where it is 4e-3, margins still agree with float64 to 1e-6.)
 _BLUR = 1e-2
+# Newton's last correction in a stage, in units of rtol. Corrections converge
+# quadratically, so what is left after it is far smaller.
+_NEWTON = 1e-2
 
 
 def check_clock(clock: Any, problem: Problem) -> None:
@@ -65,9 +78,11 @@ def check_events(events: tuple[Any, ...], clock: AbstractClock, dtype: Any) -> N
 
 
 def checked_clock(
-    clock: Any, problem: Problem, params: Params, t0: Any, t1: Any, dtype: Any
+    clock: Any, solver: Any, problem: Problem, params: Params, t0: Any, t1: Any, dtype: Any
 ) -> AbstractClock:
     """The user's clock if it will do, or the one chosen for the problem."""
+    if clock is None and isinstance(solver, PrimalDual):
+        clock = LogLogTime()
     if clock is None and can_locate(dtype) and _rests(problem, params, dtype):
         clock = EFolds()
     if clock is None:
@@ -130,7 +145,10 @@ def _log_rest(problem: Problem, params: Params):
     return log_norm(params) - speed
 
 
-def checked_solver(solver) -> dfx.AbstractSolver:
+def checked_solver(
+    solver: Any, problem: Problem, params: Params, rtol: Any
+) -> dfx.AbstractSolver:
+    """The user's solver, completed, or the default."""
     if solver is None:
         return dfx.Tsit5()
     if isinstance(solver, type) and issubclass(solver, dfx.AbstractSolver):
@@ -145,7 +163,20 @@ def checked_solver(solver) -> dfx.AbstractSolver:
             "gradient descent, which is Euler's method, use gflow.descend; for fixed "
             "steps drive Diffrax yourself with gflow.vector_field."
         )
+    if isinstance(solver, PrimalDual):
+        return _completed(solver, problem, params, rtol)
     return solver
+
+
+def _completed(
+    solver: PrimalDual, problem: Problem, params: Params, rtol: Any
+) -> PrimalDual:
+    degree, tolerance = solver.degree, solver.tolerance
+    if degree is None:
+        degree = degree_of("the solver PrimalDual", problem, params)
+    if tolerance is None:
+        tolerance = _NEWTON * jnp.asarray(rtol, dtype_of(params))
+    return PrimalDual(degree, solver.support, tolerance)
 
 
 def save_mode(save_at) -> Literal["given", "adaptive", "steps"]:

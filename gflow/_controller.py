@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
 
-from ._flow import FlowState, sizes
+from ._flow import FlowState, Work, sizes
 from ._norms import array_norm
 from ._types import Scalar
 
@@ -24,6 +24,9 @@ class ControllerState(eqx.Module):
 
     inner: Any
     next_end: Any
+    # By an implicit solver, on rejected steps too (Diffrax forgets the solver's state
+    # when it rejects a step).
+    spent: Work | None = None
 
 
 class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
@@ -54,7 +57,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
         scales, _, _ = self._scalars(y0, y0, y0)
         end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
-        return end, ControllerState(inner, end)
+        return end, ControllerState(inner, end, y0.work)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -67,10 +70,14 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         # (a field that is NaN from here on does this).
         stuck = next_end <= next_start + 4 * _resolution(next_start)
         result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
-        state = ControllerState(inner, next_end)
+        spent = controller_state.spent
+        if spent is not None:
+            spent = spent + y_error.work
+        state = ControllerState(inner, next_end, spent)
         return keep, next_start, next_end, jump, state, result
 
     def _scalars(self, y0: Any, y1: Any, error: Any):
+        y0, y1, error = _without_work(y0), _without_work(y1), _without_work(error)
         size0, size1, err = sizes(y0), sizes(y1), sizes(error)
         bad = jnp.any(
             jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))])
@@ -113,6 +120,11 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         h1 = (0.01 * tolerance) ** (1 / error_order) / jnp.where(rate > 0, rate, 1)
         h1 = jnp.where((rate > 0) & jnp.isfinite(h1), h1, h0)
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
+
+
+def _without_work(state: FlowState) -> FlowState:
+    # It is counted, not integrated.
+    return eqx.tree_at(lambda s: s.work, state, None, is_leaf=lambda x: x is None)
 
 
 def relative_to_arrays(rtol: Scalar, atol: Scalar) -> RelativeToArrays:

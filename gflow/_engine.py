@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
+from .solvers import PrimalDual
 
 
 class Position(eqx.Module):
@@ -51,14 +52,26 @@ class Engine(eqx.Module):
     def term(self) -> dfx.ODETerm:
         return dfx.ODETerm(cast(Any, self.field))
 
+    @property
+    def args(self) -> FlowField | None:
+        """What a solver is told beyond the term."""
+        return self.field if isinstance(self.solver, PrimalDual) else None
+
     def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
         """The position at t0, with the first step chosen."""
         solver, term = self.solver, self.term
         _, controller_state = self.controller.init(
-            term, reading, end, state, None, None, solver.func, solver.error_order(term)
+            term,
+            reading,
+            end,
+            state,
+            None,
+            self.args,
+            solver.func,
+            solver.error_order(term),
         )
         solver_state = solver.init(
-            term, reading, controller_state.next_end, state, None
+            term, reading, controller_state.next_end, state, self.args
         )
         return Position(reading, state, solver_state, controller_state)
 
@@ -86,6 +99,7 @@ class Engine(eqx.Module):
             end,
             None,
             position.state,
+            self.args,
             saveat=saveat,
             stepsize_controller=controller,
             event=self.event,

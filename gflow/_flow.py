@@ -1,5 +1,7 @@
 """The differential equation that Diffrax solves: field × clock, and bookkeeping."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,22 @@ from ._norms import array_norm, inner, log_norm, unit
 from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock
 from .fields import GradientField, Velocity
+
+
+class Work(eqx.Module):
+    """What solving has cost, as floats: they travel with the state."""
+
+    newton: Scalar
+    gradients: Scalar
+
+    def __add__(self, other: "Work") -> "Work":
+        return jtu.tree_map(jnp.add, self, other)
+
+
+def no_work(dtype: Any) -> Work:
+    """Nothing spent."""
+    zero = jnp.zeros((), dtype)
+    return Work(zero, zero)
 
 
 class FlowState(eqx.Module):
@@ -25,6 +43,8 @@ class FlowState(eqx.Module):
     motion: Scalar | None
     # u = log(1 + t - t0), if the clock does not tell the time.
     log_time: Scalar | None
+    # What an implicit solver spent so far on the steps it kept (see Work).
+    work: Work | None = None
 
 
 class FlowField(eqx.Module):
@@ -38,7 +58,7 @@ class FlowField(eqx.Module):
     clock: AbstractClock
     log_unit: Scalar
 
-    def __call__(self, reading: Scalar, state: FlowState, args: None) -> FlowState:
+    def __call__(self, reading: Scalar, state: FlowState, args: Any) -> FlowState:
         velocity = self.field(state.params)
         log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
         log_speed = velocity.log_speed + log_rate
@@ -61,9 +81,26 @@ class FlowField(eqx.Module):
             path_length=path,
             motion=motion,
             log_time=log_time,
+            work=jtu.tree_map(jnp.zeros_like, state.work),
         )
 
-    def start(self, params: Params, *, path_length: bool, motion: bool) -> FlowState:
+    def derivative(self, params: Params, moved: Params, log_rate: Scalar) -> FlowState:
+        """d(state)/dc where dW/dc = `moved` is known, in a clock that tells the time.
+
+        Takes no gradient evaluation. All of the bookkeeping is in it, kept or not.
+        """
+        log_size = log_norm(moved)
+        return FlowState(
+            params=moved,
+            dissipated=jnp.exp(2 * log_size - log_rate - self.log_unit),
+            path_length=jnp.exp(log_turning(params, moved)),
+            motion=jnp.exp(log_size - log_norm(params)),
+            log_time=None,
+        )
+
+    def start(
+        self, params: Params, *, path_length: bool, motion: bool, work: bool = False
+    ) -> FlowState:
         """The state at t0."""
         zero = jnp.zeros_like(self.log_unit)
         return FlowState(
@@ -72,6 +109,7 @@ class FlowField(eqx.Module):
             path_length=zero if path_length else None,
             motion=zero if motion else None,
             log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,
+            work=no_work(zero.dtype) if work else None,
         )
 
 

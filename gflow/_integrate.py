@@ -141,8 +141,8 @@ def integrate(
     if branch not in ("steepest", "stay"):
         raise ValueError(f"branch={branch!r} is not known; use 'steepest' or 'stay'.")
     observers = named(observe, KNOWN)
-    clock = checked_clock(clock, problem, params, t0, t1, dtype)
-    solver = checked_solver(solver)
+    clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
+    solver = checked_solver(solver, problem, params, rtol)
     save = save_mode(save_at)
     if save == "given" and not isinstance(clock, AbstractTimeClock):
         if not interpolates_well(solver):

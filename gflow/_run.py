@@ -33,6 +33,7 @@ from ._types import IntScalar, Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock, LogTime, Physical
 from .fields import GradientField
 from .observe import Observer
+from .solvers import PrimalDual
 
 
 # About 200 points are kept by default: between half of this and all of it.
@@ -197,6 +198,7 @@ def _engine(
         params,
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
+        work=isinstance(plan.solver, PrimalDual),
     )
     start = blank if resume is None else resume.position.state
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
@@ -226,9 +228,10 @@ def _adapted(position: Position, blank: FlowState, engine: Engine) -> Position:
         path_length=book(state.path_length, blank.path_length),
         motion=book(state.motion, blank.motion),
         log_time=state.log_time,
+        work=blank.work,
     )
     solver_state = engine.solver.init(
-        engine.term, position.reading, position.controller_state.next_end, wanted, None
+        engine.term, position.reading, position.controller_state.next_end, wanted, engine.args
     )
     if _shape(solver_state) == _shape(position.solver_state):
         solver_state = position.solver_state
@@ -303,7 +306,10 @@ def _result(solved: Solved, times: Times) -> RESULTS:
 def _stats(plan: Plan, solved: Solved, *, fresh: bool) -> dict[str, Any]:
     counts = solved.counts
     each = gradients_per_step(plan.solver)
-    if each is None:
+    spent = solved.end.controller_state.spent
+    if spent is not None:
+        num_gradients = spent.gradients.astype(counts.num_steps.dtype)
+    elif each is None:
         num_gradients = jnp.full_like(counts.num_steps, -1)
     else:
         # One for the unit of energy, two to choose the first step, one for the first
@@ -311,7 +317,8 @@ def _stats(plan: Plan, solved: Solved, *, fresh: bool) -> dict[str, Any]:
         first = 4 if fresh else 0
         each = each + (1 if plan.events else 0)
         num_gradients = first + counts.num_steps * each
-    return {
+    newton = {} if spent is None else {"num_newton": spent.newton.astype(counts.num_steps.dtype)}
+    return newton | {
         "num_steps": counts.num_steps,
         "num_accepted_steps": counts.num_accepted_steps,
         "num_rejected_steps": counts.num_steps - counts.num_accepted_steps,

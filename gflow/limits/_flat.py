@@ -1,0 +1,122 @@
+"""Margins, their gradients and their curvature on flat NumPy vectors.
+
+The search for the limit decides on the host which pairs are active, so its linear
+algebra is NumPy's; what touches the model is compiled. Everything is scaled so that
+weights and margins are of order one: the margins are divided by a fixed `unit`.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._pairs import curvature, pair_margins, rows
+from .._problem import Problem, dtype_of
+from .._types import Params
+
+
+# Products with the curvature are formed this many at a time.
+_AT_ONCE = 128
+
+
+def flatten(tree: Params) -> np.ndarray:
+    """All the parameters as one float64 vector, in the order of the leaves."""
+    leaves = [np.asarray(x, np.float64).reshape(-1) for x in jtu.tree_leaves(tree)]
+    return np.concatenate(leaves)
+
+
+def unflatten(like: Params, w: Float[Array, " size"]) -> Params:
+    """The inverse: shapes and dtypes as in `like`."""
+    leaves, treedef = jtu.tree_flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1].tolist()
+    parts = jnp.split(w, ends)
+    new = [
+        part.reshape(leaf.shape).astype(leaf.dtype)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jtu.tree_unflatten(treedef, new)
+
+
+def _stack(tree: Any, lead: int, dtype: Any) -> Array:
+    leaves = [x.astype(dtype).reshape(lead, -1) for x in jtu.tree_leaves(tree)]
+    return jnp.concatenate(leaves, axis=1)
+
+
+@eqx.filter_jit
+def _margins(problem, like, w):
+    return pair_margins(problem, unflatten(like, w))
+
+
+@eqx.filter_jit
+def _rows(problem, like, w, index):
+    each = rows(problem, unflatten(like, w), index)
+    return _stack(each, index.shape[0], w.dtype)
+
+
+@eqx.filter_jit
+def _products(problem, like, w, weights, index, vectors):
+    product = curvature(problem, unflatten(like, w), weights, index)
+    out = jax.vmap(lambda v: product(unflatten(like, v)))(vectors)
+    return _stack(out, vectors.shape[0], w.dtype)
+
+
+class Flat:
+    """The pair margins p_m(w)/unit as functions of a flat vector w."""
+
+    def __init__(self, problem: Problem, like: Params, degree: float, unit: float):
+        self.problem = problem
+        self.like = like
+        self.degree = degree
+        self.unit = unit
+        self.dtype = dtype_of(like)
+        self.eps = float(jnp.finfo(self.dtype).eps)
+        self.size = sum(leaf.size for leaf in jtu.tree_leaves(like))
+
+    def _cast(self, x: np.ndarray) -> Array:
+        return jnp.asarray(x, self.dtype)
+
+    def margins(self, w: np.ndarray) -> np.ndarray:
+        """(M,) every margin, over the unit."""
+        out = _margins(self.problem, self.like, self._cast(w))
+        return np.asarray(out, np.float64) / self.unit
+
+    def rows(self, w: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """(m, P) gradients of the given margins, over the unit."""
+        out = _rows(self.problem, self.like, self._cast(w), _padded(index))
+        return np.asarray(out, np.float64)[: len(index)] / self.unit
+
+    def curvature(self, w: np.ndarray, weights: np.ndarray, index: np.ndarray):
+        r"""The product (k, P) ↦ (k, P) with $\sum_m \lambda_m \nabla^2 p_m(w)$."""
+        index = np.asarray(index)
+        padded = _padded(index)
+        scaled = np.zeros(padded.shape[0])
+        scaled[: len(index)] = weights / self.unit
+        args = (
+            self.problem,
+            self.like,
+            self._cast(w),
+            self._cast(scaled),
+            padded,
+        )
+
+        def product(vectors: np.ndarray) -> np.ndarray:
+            out = []
+            for k in range(0, len(vectors), _AT_ONCE):
+                part = self._cast(vectors[k : k + _AT_ONCE])
+                out.append(np.asarray(_products(*args, part), np.float64))
+            return np.concatenate(out)
+
+        return product
+
+
+def _padded(index: np.ndarray) -> Array:
+    # To a power of two by repeating the first, so that few lengths are compiled.
+    index = np.asarray(index, np.int32)
+    length = max(4, 1 << (len(index) - 1).bit_length())
+    out = np.full(length, index[0], np.int32)
+    out[: len(index)] = index
+    return jnp.asarray(out)

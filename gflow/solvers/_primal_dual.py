@@ -1,0 +1,231 @@
+"""The implicit solver of the late phase."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._flat import flatten, unflattener
+from .._flow import FlowField, FlowState, no_work
+from .._types import Params, Scalar
+from ..clocks import LogLogTime
+from ._stage import Point, Stage, solve_stage
+
+
+# Kvaerno (2004), "Singly diagonally implicit Runge-Kutta methods with an explicit first
+# stage", ESDIRK 5(4): stiffly accurate, stage order two. The entries are Diffrax's.
+_GIVEN = dfx.Kvaerno5.tableau
+_B_SOL, _B_ERROR = np.asarray(_GIVEN.b_sol), np.asarray(_GIVEN.b_error)
+_NUM_STAGES = len(_B_SOL)
+_C = np.concatenate([[0.0], _GIVEN.c])
+_DIAGONAL = np.asarray(_GIVEN.a_diagonal)
+_LOWER = np.zeros((_NUM_STAGES, _NUM_STAGES))
+for _i, _row in enumerate(_GIVEN.a_lower):
+    _LOWER[_i + 1, : len(_row)] = _row
+
+
+class PrimalDualState(eqx.Module):
+    """What is carried from step to step: the multipliers, and dθ/dc."""
+
+    log_weights: Float[Array, " pairs"]
+    slope: Float[Array, " P"]
+
+
+class PrimalDual(dfx.AbstractAdaptiveSolver):
+    r"""Implicit solver for the late phase, in the clock [`gflow.clocks.LogLogTime`][].
+
+    $$\frac{d\theta}{dc} = -\frac\theta L + \sum_m \lambda_m\nabla_\theta p_m,\qquad
+      \log\lambda_m = \log\Bigl(-\frac{\partial\mathcal L}{\partial p_m}\Bigr)
+      + \omega(c),\qquad W = e^{c/L}\theta$$
+
+    Once the data are separated the weights λ of the examples change by factors of
+    e^{log t · δθ}: explicit solvers need steps in proportion to log t, and Newton's
+    method on θ diverges. Here θ and log λ are solved for together, stage by stage of an
+    ESDIRK method of order five, with errors controlled as anywhere in gflow. No P × P
+    matrix is formed: all but the curvature is eliminated to a matrix of the size of the
+    support, and curvature enters by Hessian-vector products in GMRES.
+
+    **Arguments:**
+
+    - `degree`: L, the degree of homogeneity; None to have it measured. It only sets
+        the scale $e^{c/L}$ at which steps are taken, so a wrong one costs steps, not
+        accuracy; `inf` leaves the weights as they are.
+    - `support`: the most pairs (examples, or example and wrong class) for which
+        Newton's matrix is exact: memory is `support` × P. Others are treated as not
+        moving, which costs iterations if they matter.
+    - `tolerance`: of the last Newton correction, relative to ‖θ‖. `gflow.integrate`
+        gives it a hundredth of its `rtol` if it is None.
+
+    Runs on gflow's own term, in `gflow.integrate(..., solver=)`.
+
+    ??? cite "Reference"
+
+        Wright (1997), "Primal-Dual Interior-Point Methods", for the idea of solving
+        for multipliers; Kvaerno (2004), BIT 44, for the ESDIRK method.
+    """
+
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., Any]] = (
+        dfx.ThirdOrderHermitePolynomialInterpolation
+    )
+
+    degree: float | None = eqx.field(static=True, default=None)
+    support: int = eqx.field(static=True, default=256)
+    tolerance: Any = None
+
+    def order(self, terms: Any) -> int:
+        return 5
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def init(self, terms, t0, t1, y0, args) -> PrimalDualState:
+        field = _field(args)
+        stage = self._stage(field, y0.params, t0)
+        theta = flatten(y0.params) / stage.scale
+        pairs, pull_back = jax.vjp(stage.margins, theta)
+        log_weights = stage.targets(pairs)
+        (gradient,) = pull_back(jnp.exp(log_weights))
+        return PrimalDualState(log_weights, gradient - stage.decay * theta)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del terms, made_jump
+        field, h = _field(args), t1 - t0
+        dtype = solver_state.slope.dtype
+        times = t0 + h * jnp.asarray(_C, dtype)
+        theta0 = flatten(y0.params) / self._scale(t0)
+        tolerance = jnp.asarray(1e-8 if self.tolerance is None else self.tolerance)
+
+        def implicit(carry, row):
+            slopes, point, good, work = carry
+            i, lower, gamma, time = row
+            base = theta0 + h * (lower @ slopes)
+            stage = self._stage(field, y0.params, time, base, gamma * h)
+            point, found, spent = jax.lax.cond(
+                good,
+                lambda: solve_stage(stage, point, tolerance.astype(dtype)),
+                lambda: (point, jnp.asarray(False), no_work(dtype)),
+            )
+            slopes = slopes.at[i].set((point.theta - base) / (gamma * h))
+            return (slopes, point, good & found, work + spent), point.theta
+
+        number = _NUM_STAGES
+        slopes = jnp.zeros((number, theta0.shape[0]), dtype)
+        slopes = slopes.at[0].set(solver_state.slope)
+        start = Point(theta0, solver_state.log_weights)
+        stages = (
+            jnp.arange(1, number),
+            jnp.asarray(_LOWER[1:], dtype),
+            jnp.asarray(_DIAGONAL[1:], dtype),
+            times[1:],
+        )
+        carry = (slopes, start, jnp.asarray(True), no_work(dtype))
+        (slopes, point, good, work), thetas = jax.lax.scan(implicit, carry, stages)
+        thetas = jnp.concatenate([theta0[None], thetas])
+        rates = jax.vmap(lambda c, a, b: self._rate(field, y0.params, c, a, b))(
+            times, thetas, slopes
+        )
+        unflatten, scale = unflattener(y0.params), self._scale(t1)
+        b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(
+            _B_ERROR, dtype
+        )
+        y1 = _after(y0, unflatten(scale * point.theta), rates, h * b_sol)
+        error = _after(
+            jtu.tree_map(jnp.zeros_like, y0),
+            unflatten(scale * h * (b_error @ slopes)),
+            rates,
+            h * b_error,
+        )
+        # A stage that was not found ends the step; y_error = inf asks for a shorter one.
+        y1 = jtu.tree_map(lambda a, b: jnp.where(good, a, b), y1, y0)
+        error = jtu.tree_map(lambda e: jnp.where(good, e, jnp.inf), error)
+        if y0.work is not None:
+            y1 = eqx.tree_at(lambda y: y.work, y1, y0.work + work)
+            error = eqx.tree_at(lambda y: y.work, error, work)
+        first, last = (
+            _kept(y0, jtu.tree_map(lambda r: h * r[i], rates)) for i in (0, -1)
+        )
+        dense = {"y0": y0, "y1": y1, "k0": first, "k1": last}
+        state = PrimalDualState(point.log_weights, slopes[-1])
+        return y1, error, dense, state, dfx.RESULTS.successful
+
+    @property
+    def _decay(self) -> float:
+        assert self.degree is not None, "integrate() measures it"
+        return 1 / self.degree
+
+    def _scale(self, reading: Scalar) -> Scalar:
+        return jnp.exp(self._decay * reading)
+
+    def _stage(
+        self, field: FlowField, like: Params, reading: Scalar, base=None, step=None
+    ) -> Stage:
+        scale = self._scale(reading)
+        return Stage(
+            problem=field.field.problem,
+            like=like,
+            base=base,
+            step=step,
+            scale=scale,
+            log_factor=_log_rate(reading) - 2 * jnp.log(scale),
+            decay=self._decay,
+            support=self.support,
+        )
+
+    def _rate(self, field, like, reading, theta, slope) -> FlowState:
+        # dW/dc = σ (θ/L + dθ/dc).
+        unflatten, scale = unflattener(like), self._scale(reading)
+        moved = unflatten(scale * (slope + self._decay * theta))
+        return field.derivative(unflatten(scale * theta), moved, _log_rate(reading))
+
+
+def _log_rate(reading: Scalar) -> Scalar:
+    return LogLogTime().log_rate(reading, None, None, cast(Any, None))
+
+
+def _field(args: Any) -> FlowField:
+    # Diffrax hides the term that it is given from its solvers.
+    if not isinstance(args, FlowField) or not isinstance(args.clock, LogLogTime):
+        raise ValueError(
+            "PrimalDual runs in gflow.integrate, in the clock gflow.clocks.LogLogTime()."
+        )
+    return args
+
+
+def _kept(like: FlowState, state: FlowState) -> FlowState:
+    """Only with the bookkeeping that `like` has."""
+
+    def book(mine: Any, theirs: Any) -> Any:
+        return None if mine is None else theirs
+
+    return FlowState(
+        params=state.params,
+        dissipated=state.dissipated,
+        path_length=book(like.path_length, state.path_length),
+        motion=book(like.motion, state.motion),
+        log_time=None,
+        work=None if like.work is None else jtu.tree_map(jnp.zeros_like, like.work),
+    )
+
+
+def _after(y0: FlowState, params: Params, rates: FlowState, weights) -> FlowState:
+    """The state with these parameters, and bookkeeping by quadrature."""
+    books = _kept(y0, rates)
+
+    def add(start: Any, rate: Any) -> Any:
+        return None if start is None else start + weights @ rate
+
+    return FlowState(
+        params=params,
+        dissipated=add(y0.dissipated, books.dissipated),
+        path_length=add(y0.path_length, books.path_length),
+        motion=add(y0.motion, books.motion),
+        log_time=None,
+        work=y0.work,
+    )
