@@ -15,6 +15,7 @@ from ._integrate import integrate as integrate
 from ._save import load as load
 from ._save import save as save
 from ._solution import RESULTS as RESULTS
+from ._solution import Part as Part
 from ._solution import Resume as Resume
 from ._solution import Solution as Solution
 from ._times import Exp as Exp

@@ -162,9 +162,7 @@ def degree_for(
     asking = [name for name, one in observers.items() if one.needs_degree]
     if not asking:
         return None
-    return degree_of(
-        f"observer {asking[0]!r} divides by ‖W‖^L, so it", problem, params
-    )
+    return degree_of(f"observer {asking[0]!r} divides by ‖W‖^L, so it", problem, params)
 
 
 def degree_of(who: str, problem: Problem, params: Params) -> float:

@@ -11,6 +11,8 @@ import numpy as np
 from ._check import degree_of
 from ._norms import array_norm, log_norm
 from ._problem import Problem, dtype_of
+from ._plan import Route
+from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
 from ._times import Exp, is_concrete, log_elapsed
 from ._types import Params
@@ -33,9 +35,6 @@ _MAX_STEPS_KEPT = 4096
 # steps of an escape that are to be resolved are e^-14 ~ 1e-6 of its duration.
 _SMALL = 0.1
 _DIGITS = 14.0
-# Relative error of the examples' weights at which a late solve is refused. (In float32
-# at log t = 3e4, where it is 4e-3, margins still agree with float64 to 1e-6.)
-_BLUR = 1e-2
 # Newton's last correction in a stage, in units of rtol. Corrections converge
 # quadratically, so what is left after it is far smaller.
 _NEWTON = 1e-2
@@ -78,7 +77,13 @@ def check_events(events: tuple[Any, ...], clock: AbstractClock, dtype: Any) -> N
 
 
 def checked_clock(
-    clock: Any, solver: Any, problem: Problem, params: Params, t0: Any, t1: Any, dtype: Any
+    clock: Any,
+    solver: Any,
+    problem: Problem,
+    params: Params,
+    t0: Any,
+    t1: Any,
+    dtype: Any,
 ) -> AbstractClock:
     """The user's clock if it will do, or the one chosen for the problem."""
     if clock is None and isinstance(solver, PrimalDual):
@@ -89,8 +94,6 @@ def checked_clock(
         logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
         clock = LogTime() if problem.is_tailed or logarithmic else Physical()
     check_clock(clock, problem)
-    if problem.is_tailed and is_concrete((t0, t1)):
-        _check_resolved(float(np.asarray(log_elapsed(t1, t0))), dtype)
     if isinstance(clock, Physical) and is_concrete((t0, t1)):
         largest = float(np.log(float(jnp.finfo(dtype).max)))
         span = float(np.asarray(log_elapsed(t1, t0)))
@@ -101,25 +104,6 @@ def checked_clock(
                 "steps in; use gflow.clocks.LogTime()."
             )
     return clock
-
-
-def _check_resolved(log_t: float, dtype: Any) -> None:
-    """ValueError for times at which rounding blurs the weights of the examples.
-
-    α grows like log t, so the q_i = e^(α - p_i) are known to about eps log t.
-    """
-    latest = _BLUR / float(jnp.finfo(dtype).eps)
-    if log_t > latest:
-        raise ValueError(
-            f"log t = {log_t:g} is beyond what {jnp.dtype(dtype).name} resolves "
-            f"(log t = {latest:.1g}); stop earlier"
-            + (
-                ", or use float64 parameters (jax.config.update('jax_enable_x64', "
-                "True))."
-                if jnp.dtype(dtype) != np.dtype("float64")
-                else "."
-            )
-        )
 
 
 def _rests(problem: Problem, params: Params, dtype) -> bool:
@@ -143,6 +127,43 @@ def _log_rest(problem: Problem, params: Params):
     velocity = GradientField(problem)(params)
     speed = velocity.log_speed + log_norm(velocity.direction)
     return log_norm(params) - speed
+
+
+def chosen_routes(
+    clock: Any,
+    solver: Any,
+    problem: Problem,
+    params: Params,
+    t0: Any,
+    t1: Any,
+    rtol: Any,
+    *,
+    free: bool,
+    relayed: bool,
+) -> tuple[Route, ...]:
+    """The user's clock and solver, or those for the problem.
+
+    Where neither was asked for and the span is long: an explicit solver to separation,
+    the late phase's, and an explicit one if that should fail. `relayed`: whether a
+    solve to resume did so.
+    """
+    dtype = dtype_of(params)
+    free = free and clock is None and solver is None
+    clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
+    first = Route(clock, checked_solver(solver, problem, params, rtol))
+    if not (free and problem.is_tailed):
+        return (first,)
+    span = log_elapsed(t1, t0)
+    if not relayed and is_concrete(span) and not may_pay(span):
+        return (first,)
+    try:
+        degree = degree_of("the late phase", problem, params)
+    except ValueError:
+        return (first,)
+    if degree <= 0:
+        return (first,)
+    late = _completed(PrimalDual(degree), problem, params, rtol)
+    return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
 
 
 def checked_solver(
@@ -206,10 +227,8 @@ def checked_max_steps(max_steps, save) -> int:
     return int(max_steps)
 
 
-def checked_resume(
-    resume: Any, params: Params, clock: AbstractClock, solver: dfx.AbstractSolver
-) -> Resume | None:
-    """The state to resume from; ValueError unless this solve can go on from it."""
+def as_resume(resume: Any) -> Resume | None:
+    """What to resume from, if anything; ValueError if it is no such thing."""
     if isinstance(resume, Solution):
         resume = resume.resume
         if resume is None:
@@ -217,28 +236,40 @@ def checked_resume(
                 "resume: that solution does not hold a state to resume; only those of "
                 "gflow.integrate do."
             )
+    if resume is None or isinstance(resume, Resume):
+        return resume
+    raise ValueError(
+        f"resume={resume!r} is not a gflow.Solution nor a solution's .resume."
+    )
+
+
+def check_resume(
+    resume: Resume | None, params: Params, routes: tuple[Route, ...]
+) -> None:
+    """ValueError unless a solve by these routes can go on from it."""
     if resume is None:
-        return None
-    if not isinstance(resume, Resume):
-        raise ValueError(
-            f"resume={resume!r} is not a gflow.Solution nor a solution's .resume."
-        )
+        return
+    clock, solver = routes[0].names
     for what, where, theirs, mine in (
-        ("clock", "gflow.clocks.", resume.clock, type(clock).__name__),
-        ("solver", "", resume.solver, type(solver).__name__),
+        ("clock", "gflow.clocks.", resume.clock, clock),
+        ("solver", "", resume.solver, solver),
     ):
         if theirs != mine:
             raise ValueError(
                 f"resume: that solve ran with {what} {theirs} and this one would with "
                 f"{mine}; pass {what}={where}{theirs}()."
             )
+    if isinstance(resume.position, Baton) and len(routes) == 1:
+        raise ValueError(
+            "resume: that solve chose its clock and solver as it went; leave clock, "
+            "solver and events out, so that this one can go on with them."
+        )
     theirs, mine = _shapes(resume.position.state.params), _shapes(params)
     if theirs != mine:
         raise ValueError(
             f"resume: the parameters of that solve have shapes {theirs} and the "
             f"model's have {mine}; use the model that the solve started from."
         )
-    return resume
 
 
 def _shapes(params: Params) -> list[tuple[tuple[int, ...], str]]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from ._bisect import bisect
 from ._flow import FlowState
+from ._pairs import tailed
 from ._problem import Problem
-from ._types import Scalar
+from ._types import Params, Scalar
 from .observe import State, observe_at
 
 
@@ -23,6 +24,7 @@ class _Condition(eqx.Module):
     degree: float | None = eqx.field(static=True)
     signs: tuple[Scalar, ...]
     horizon: Scalar | None
+    separation: bool = eqx.field(static=True, default=False)
 
     def __call__(self, t, y: FlowState, args, **kwargs):
         del t, args, kwargs
@@ -34,7 +36,24 @@ class _Condition(eqx.Module):
         if self.horizon is not None:
             assert y.log_time is not None
             values.append(self.horizon - y.log_time)
+        if self.separation:
+            values.append(-separation(self.problem, y.params))
         return jnp.min(jnp.stack(values))
+
+
+class _Separated(eqx.Module):
+    # Looked at after each step; the time need not be known any better.
+    problem: Problem
+
+    def __call__(self, t, y: FlowState, args, **kwargs):
+        del t, args, kwargs
+        return separation(self.problem, y.params) > 0
+
+
+def separation(problem: Problem, params: Params) -> Scalar:
+    """α, positive once ℒ < ℓ(0), when every example is classified; a forward pass."""
+    at = problem.loss.linearise(problem.outputs(params), problem.y)
+    return tailed(problem).alpha(at.log_loss, problem.num_examples)
 
 
 def _state(condition: _Condition, y: FlowState) -> State:
@@ -84,10 +103,12 @@ def event(
     degree: float | None,
     start: FlowState,
     horizon: Scalar | None,
+    *,
+    separation: bool = False,
 ) -> dfx.Event | None:
-    """Diffrax's event for the conditions and, if given, for reaching u = horizon."""
+    """Diffrax's event for the conditions, for reaching u = horizon and separation."""
     if not functions and horizon is None:
-        return None
+        return dfx.Event(_Separated(problem)) if separation else None
     signs: tuple[Scalar, ...] = ()
     blank = _Condition(problem, functions, degree, (), horizon)
     if functions:
@@ -103,6 +124,6 @@ def event(
             )
             for f, v, s in zip(functions, values, signs, strict=True)
         )
-    condition = _Condition(problem, functions, degree, signs, horizon)
+    condition = _Condition(problem, functions, degree, signs, horizon, separation)
     root_finder = bisect(start.dissipated.dtype, increasing=False)
     return dfx.Event(condition, root_finder)

@@ -11,24 +11,26 @@ import numpy as np
 
 from ._check import check_tolerances, checked_problem, checked_span, degree_for
 from ._choose import (
+    as_resume,
     check_events,
-    checked_clock,
+    check_resume,
     checked_max_steps,
-    checked_resume,
-    checked_solver,
+    chosen_routes,
     save_mode,
 )
 from ._engine import interpolates_well
 from ._events import checked_events
 from ._kinks import has_kinks
 from ._norms import array_norm
+from ._plan import Plan, Schedule, scheduled
 from ._problem import dtype_of
-from ._run import Plan, Times, cast_times, run
+from ._run import run
+from ._relay import Baton
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
 from ._times import is_concrete
 from ._types import Params
-from .clocks import AbstractClock, AbstractTimeClock
+from .clocks import LogTime
 from .observe import KNOWN, named
 
 
@@ -141,39 +143,51 @@ def integrate(
     if branch not in ("steepest", "stay"):
         raise ValueError(f"branch={branch!r} is not known; use 'steepest' or 'stay'.")
     observers = named(observe, KNOWN)
-    clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
-    solver = checked_solver(solver, problem, params, rtol)
+    events = checked_events(events)
+    smooth = not has_kinks(problem, params)
+    resume = as_resume(resume)
+    routes = chosen_routes(
+        clock,
+        solver,
+        problem,
+        params,
+        t0,
+        t1,
+        rtol,
+        # Events are located on explicit solvers' dense output.
+        free=smooth and not events,
+        relayed=resume is not None and isinstance(resume.position, Baton),
+    )
+    first = routes[0]
     save = save_mode(save_at)
-    if save == "given" and not isinstance(clock, AbstractTimeClock):
-        if not interpolates_well(solver):
+    if save == "given" and not first.tells_time:
+        if not interpolates_well(first.solver):
             raise ValueError(
-                f"{type(clock).__name__} does not tell the time, so given save times "
+                f"{first.names[0]} does not tell the time, so given save times "
                 "are found on the solver's dense output, and that of "
-                f"{type(solver).__name__} is less accurate than its steps; use an "
+                f"{first.names[1]} is less accurate than its steps; use an "
                 "explicit solver such as diffrax.Tsit5(), another clock, or "
                 "save_at=None."
             )
-    events = checked_events(events)
-    check_events(events, clock, dtype)
+    check_events(events, first.clock, dtype)
+    check_resume(resume, params, routes)
     plan = Plan(
-        clock=clock,
-        solver=solver,
+        routes=routes,
         observers=observers,
         events=events,
         save=save,
         degree=degree_for(observers, problem, params),
         max_steps=checked_max_steps(max_steps, save),
         progress=bool(progress),
-        kinks="autodiff" if has_kinks(problem, params) else "none",
+        kinks="none" if smooth else "autodiff",
     )
-    resume = checked_resume(resume, params, clock, solver)
-    times = cast_times(save_at, t0, t1, clock, save, dtype)
-    _check_resumed(resume, times, clock)
+    schedule = scheduled(save_at, t0, t1, plan, problem.is_tailed, dtype)
+    _check_resumed(resume, schedule)
     solution, num_kept = run(
         problem,
         params,
         plan,
-        times,
+        schedule,
         jnp.asarray(rtol, dtype),
         jnp.asarray(atol, dtype),
         resume,
@@ -185,20 +199,20 @@ def integrate(
     return thrown(solution) if throw else solution
 
 
-def _check_resumed(resume: Resume | None, times: Times, clock: AbstractClock) -> None:
+def _check_resumed(resume: Resume | None, schedule: Schedule) -> None:
     """ValueError for times before the point to resume from."""
-    if resume is None or not is_concrete((resume, times)):
+    if resume is None or not is_concrete((resume, schedule)):
         return
-    at = resume.position.reading
-    end, targets = times.end_reading, times.save_targets
-    if not isinstance(clock, AbstractTimeClock):
-        at, end = resume.position.state.log_time, times.horizon
-    if bool(end <= at):
+    at = float(LogTime().reading(resume.log_elapsed))
+    if float(schedule.span) <= at:
         raise ValueError(
             "resume: that solve has already reached t1; ask for a later one in t_span "
             "(and keep t0, from which the flow's time is counted)."
         )
-    if targets is not None and bool(targets[0] < at):
+    if schedule.save_log_elapsed is None:
+        return
+    slack = 8 * float(jnp.finfo(schedule.span.dtype).eps)
+    if float(LogTime().reading(schedule.save_log_elapsed[0])) < at * (1 - slack):
         raise ValueError(
             "save_at begins before the time that was reached by the solve to resume; "
             "leave out the times that it saved."

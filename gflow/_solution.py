@@ -25,6 +25,13 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "computed as standing still, which it does not. Start from larger weights, use "
         "fewer layers, or float64."
     )
+    precision = (
+        "The solve stopped before t1: later, rounding blurs the weights of the "
+        "examples, which are known to about log t times the spacing of floats. Stop "
+        "earlier, or use float64 parameters."
+    )
+    separated = "Every example is classified: the late phase begins."
+    not_needed = "This part of the solve was not needed."
     diverged = (
         "Gradient descent diverged: the parameters or the loss are no longer finite. "
         "Use a smaller step size."
@@ -37,8 +44,23 @@ class Resume(eqx.Module):
     position: Any
     log_unit: Scalar
     loss_start: Scalar
+    log_elapsed: Scalar
     clock: str = eqx.field(static=True, default="")
     solver: str = eqx.field(static=True, default="")
+
+
+class Part(eqx.Module):
+    """One part of a solve: which clock and solver ran up to which time, and why it ended.
+
+    `result` is a `gflow.RESULTS`: `separated` where the late phase began, `not_needed`
+    for a part that did not run.
+    """
+
+    clock: str = eqx.field(static=True)
+    solver: str = eqx.field(static=True)
+    log_t_final: Scalar
+    stats: dict[str, Any]
+    result: RESULTS
 
 
 class Solution(eqx.Module):
@@ -70,7 +92,8 @@ class Solution(eqx.Module):
     - `kinks`: how points where the model is not differentiable were treated: "none"
         (there are none), or "autodiff" (whatever automatic differentiation returns:
         near kinks this need not be the flow, see `energy_defect`).
-    - `clock`, `solver`: what the solve ran with.
+    - `clock`, `solver`: what the solve ran with, or began with.
+    - `parts`: what ran where, a [`gflow.Part`][] each.
     - `rtol`: the tolerance it ran with.
     - `limit`: the limit at t = ∞, if asked for.
 
@@ -92,6 +115,7 @@ class Solution(eqx.Module):
     result: RESULTS
     resume: Resume | None
     rtol: Scalar
+    parts: tuple[Part, ...] = ()
     limit: Any = None
     kinks: str = eqx.field(static=True, default="none")
     clock: str = eqx.field(static=True, default="")

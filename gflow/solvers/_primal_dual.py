@@ -132,9 +132,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
             times, thetas, slopes
         )
         unflatten, scale = unflattener(y0.params), self._scale(t1)
-        b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(
-            _B_ERROR, dtype
-        )
+        b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(_B_ERROR, dtype)
         y1 = _after(y0, unflatten(scale * point.theta), rates, h * b_sol)
         error = _after(
             jtu.tree_map(jnp.zeros_like, y0),

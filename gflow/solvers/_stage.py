@@ -96,9 +96,7 @@ def solve_stage(
         )
 
     false = jnp.asarray(False)
-    first = _Newton(
-        start, jnp.asarray(0), false, false, no_work(start.theta.dtype)
-    )
+    first = _Newton(start, jnp.asarray(0), false, false, no_work(start.theta.dtype))
     last = jax.lax.while_loop(goes_on, body, first)
     return last.point, last.solved, last.work
 

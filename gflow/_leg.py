@@ -1,0 +1,240 @@
+"""One route's part of a solve."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from ._controller import relative_to_arrays
+from ._engine import (
+    Engine,
+    Position,
+    Solved,
+    at_times,
+    gradients_per_step,
+    interpolates_well,
+)
+from ._events import event
+from ._flow import FlowField, FlowState
+from ._plan import Plan, Route, Schedule, Times
+from ._points import at_steps
+from ._problem import Problem
+from ._progress import LogTimeMeter
+from ._solution import RESULTS
+from ._stretch import ARRIVED, at_times_of_state
+from ._types import BoolScalar, IntScalar, Params, Scalar
+from .clocks import AbstractTimeClock, Physical
+from .fields import GradientField
+from .solvers import PrimalDual
+
+
+# About 200 points are kept by default: between half of this and all of it.
+_CAPACITY = 300
+_RELAY_CAPACITY = 150  # on each of its three legs
+_POINTS_PER_STEP = 4
+
+
+class Leg(eqx.Module):
+    """What one route did. Entries from `num_kept` on are padding."""
+
+    log_elapsed: Float[Array, " times"]
+    states: FlowState  # with a leading axis of times
+    num_kept: IntScalar
+    end: Position
+    end_log_elapsed: Scalar
+    stats: dict[str, Any]
+    result: RESULTS
+
+
+class Runner(eqx.Module):
+    """A route, ready to run."""
+
+    plan: Plan
+    route: Route
+    times: Times
+    engine: Engine
+    blank: FlowState
+    watching: bool = eqx.field(static=True)
+
+    def begin(self) -> Position:
+        """The position at t0."""
+        zero = jnp.zeros_like(self.times.end_reading)
+        return self.engine.start(zero, self.times.end_reading, self.blank)
+
+    def adapted(self, position: Position) -> Position:
+        """An earlier solve's position, with the bookkeeping that this one asks for."""
+        wanted = self._with_books(position.state, position.state.log_time)
+        solver_state = self.engine.solver.init(
+            self.engine.term,
+            position.reading,
+            position.controller_state.next_end,
+            wanted,
+            self.engine.args,
+        )
+        if _shape(solver_state) == _shape(position.solver_state):
+            solver_state = position.solver_state
+        return Position(
+            position.reading, wanted, solver_state, position.controller_state
+        )
+
+    def taken_over(self, log_elapsed: Scalar, state: FlowState) -> Position:
+        """The position where another route arrived; this one's clock tells the time."""
+        clock = self.route.clock
+        assert isinstance(clock, AbstractTimeClock)
+        return self.engine.start(
+            clock.reading(log_elapsed), self.times.end_reading, self.booked(state)
+        )
+
+    def booked(self, state: FlowState) -> FlowState:
+        """The state with this route's bookkeeping, in a clock that tells the time."""
+        return self._with_books(state, None)
+
+    def _with_books(self, state: FlowState, log_time: Scalar | None) -> FlowState:
+        def book(mine, theirs):
+            return theirs if mine is None or theirs is None else mine
+
+        return FlowState(
+            params=state.params,
+            dissipated=state.dissipated,
+            path_length=book(state.path_length, self.blank.path_length),
+            motion=book(state.motion, self.blank.motion),
+            log_time=log_time,
+            work=self.blank.work,
+        )
+
+    def run(self, start: Position, active: BoolScalar | None = None) -> Leg:
+        """From a position to the end or, if not `active`, nowhere."""
+        times = self.times
+        end = times.end_reading
+        if active is not None:
+            # Rounding between clocks must not make it run backwards.
+            further = active & (end > start.reading)
+            end = jnp.where(further, end, start.reading)
+        solved = self._kept(start, end)
+        stats = _stats(self.plan, self.route, solved, start, self.watching)
+        num_kept = solved.num_kept
+        if active is not None:
+            idle = 0 if self.plan.save == "given" else 1
+            num_kept = jnp.where(active, num_kept, idle)
+            stats = jtu.tree_map(lambda s: jnp.where(active, s, 0), stats)
+        return Leg(
+            log_elapsed=self.route.log_elapsed(solved.readings, solved.states),
+            states=solved.states,
+            num_kept=num_kept,
+            end=solved.end,
+            end_log_elapsed=self.route.log_elapsed(
+                solved.end.reading, solved.end.state
+            ),
+            stats=stats,
+            result=_result(solved, times),
+        )
+
+    def _kept(self, start: Position, end: Scalar) -> Solved:
+        plan, times, engine = self.plan, self.times, self.engine
+        most = plan.max_steps
+        if plan.save == "given" and self.route.tells_time:
+            targets = jnp.clip(times.save_targets, start.reading, end)
+            return at_times(engine, start, end, targets, max_steps=most)
+        if plan.save == "given":
+            targets = times.save_targets
+            return at_times_of_state(engine, start, end, targets, max_steps=most)
+        thin = plan.save == "adaptive"
+        fine = thin and interpolates_well(self.route.solver)
+        capacity = _RELAY_CAPACITY if plan.is_relay else _CAPACITY
+        return at_steps(
+            engine,
+            start,
+            end,
+            capacity=capacity if thin else most,
+            points_per_step=_POINTS_PER_STEP if fine else 1,
+            max_steps=most,
+            horizon=times.horizon,
+        )
+
+
+def runner(
+    problem: Problem,
+    params: Params,
+    plan: Plan,
+    schedule: Schedule,
+    number: int,
+    rtol: Scalar,
+    atol: Scalar,
+    log_unit: Scalar,
+    resumed: FlowState | None,
+) -> Runner:
+    """The runner of one of the plan's routes.
+
+    The first of several stops where the data are separated.
+    """
+    route, times = plan.routes[number], schedule.times[number]
+    watching = plan.is_relay and number == 0
+    field = FlowField(GradientField(problem), route.clock, log_unit)
+    blank = field.start(
+        params,
+        path_length=any(one.needs_path for one in plan.observers.values()),
+        motion=plan.save == "adaptive",
+        work=isinstance(route.solver, PrimalDual),
+    )
+    meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
+    if plan.progress:
+        span = times.end_reading if isinstance(route.clock, Physical) else None
+        meter = LogTimeMeter(dfx.TextProgressMeter(), span)
+    engine = Engine(
+        field=field,
+        solver=route.solver,
+        controller=relative_to_arrays(rtol, atol),
+        event=event(
+            problem,
+            plan.events,
+            plan.degree,
+            blank if resumed is None else resumed,
+            times.horizon,
+            separation=watching,
+        ),
+        progress=meter,
+    )
+    return Runner(plan, route, times, engine, blank, watching)
+
+
+def _shape(tree: Any) -> Any:
+    leaves, structure = jtu.tree_flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
+def _result(solved: Solved, times: Times) -> RESULTS:
+    result, log_time = solved.result, solved.end.state.log_time
+    if times.horizon is not None and log_time is not None:
+        slack = ARRIVED * jnp.finfo(log_time.dtype).eps
+        arrived = log_time >= times.horizon * (1 - slack)
+        arrived = arrived & (result == dfx.RESULTS.event_occurred)
+        result = dfx.RESULTS.where(arrived, dfx.RESULTS.successful, result)
+    return RESULTS.where(
+        result == dfx.RESULTS.dt_min_reached,
+        RESULTS.unresolved,
+        RESULTS.promote(result),
+    )
+
+
+def _stats(plan: Plan, route: Route, solved: Solved, start: Position, watching: bool):
+    counts = solved.counts
+    each = gradients_per_step(route.solver)
+    spent, before = solved.end.controller_state.spent, start.controller_state.spent
+    stats = {
+        "num_steps": counts.num_steps,
+        "num_accepted_steps": counts.num_accepted_steps,
+        "num_rejected_steps": counts.num_steps - counts.num_accepted_steps,
+    }
+    whole = counts.num_steps.dtype
+    if spent is not None:
+        spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
+        return stats | {"num_gradients": spent.gradients, "num_newton": spent.newton}
+    if each is None:
+        return stats | {"num_gradients": jnp.full_like(counts.num_steps, -1)}
+    # Events look at every step, with a gradient; separation with a third of one.
+    each = each + (1 if plan.events or watching else 0)
+    return stats | {"num_gradients": counts.num_steps * each}

@@ -1,0 +1,263 @@
+"""limit(): where the flow's direction goes as t → ∞."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from ._check import checked_problem
+from ._homogeneity import homogeneity
+from ._pairs import tailed
+from ._problem import Problem
+from ._solution import Solution
+from ._times import is_concrete
+from ._types import Params
+from .limits._evidence import distances, fit_rate, saved_directions
+from .limits._flat import Flat, flatten, unflatten
+from .limits._judge import Judge
+from .limits._result import CERTIFICATE as CERTIFICATE
+from .limits._result import SECOND_ORDER as SECOND_ORDER
+from .limits._result import Evidence as Evidence
+from .limits._result import Limit as Limit
+from .limits._result import code_of
+from .limits._search import search
+from .nn import trainable
+
+
+# Up to this many parameters the KKT matrix is formed and factorised.
+_DENSE = 1000
+# The fitted rate must be at least this part of the predicted one.
+_RATE = 0.5
+
+
+def limit(
+    solution_or_model: Any,
+    data: Any,
+    loss: Any,
+    *,
+    filter_spec: Any = None,
+    tol: float | None = None,
+    method: str = "auto",
+) -> Limit:
+    r"""The limit of the flow's direction W/‖W‖ as t → ∞, with a certificate.
+
+    For a homogeneous model and a loss with an exponential tail, once the data are
+    separated the direction converges to a KKT point θ̄ of
+
+    $$\max_{\|\theta\|=1}\ \min_m p_m(\theta).$$
+
+    It is not reached by integrating (the distance falls like a power of log t), but
+    from a late state it is found by Newton's method on
+
+    $$W=\sum_{m\in S}\lambda_m\nabla p_m(W),\quad p_m(W)=1\ (m\in S),\quad
+    \lambda\ge0,\quad p_m(W)>1\ (m\notin S),$$
+
+    and then judged: is it a KKT point, to rounding; is it a local maximum of the
+    margin; and does this flow approach it.
+
+    **Arguments:**
+
+    - `solution_or_model`: a [`gflow.Solution`][] (its `final` is where the search
+        starts, its `models` are the evidence), or a model that separates the data. Of
+        a model alone, whether its flow goes to this limit is not asked.
+    - `data`, `loss`: as for [`gflow.integrate`][].
+    - `filter_spec`: which leaves are the parameters, as in [`gflow.integrate`][].
+    - `tol`: what `kkt_residual` must reach. Default the 2/3 power of the spacing of
+        floats: 3.7e-11 in float64, 2.4e-5 in float32.
+    - `method`: of the linear algebra: `"dense"` forms matrices of P × P, `"krylov"`
+        needs products with them only, `"auto"` (default) is dense up to 1000
+        parameters.
+
+    **Returns:**
+
+    A `Limit`. Look at `certified` and `reason`: what could not be certified is
+    returned as well.
+
+    **Raises:**
+
+    `ValueError` for a model that is not homogeneous, a loss without an exponential
+    tail, data that the model does not separate, or arrays that are being traced (the
+    support is decided outside of `jit`).
+
+    !!! Example
+
+        >>> import gflow, jax, jax.numpy as jnp
+        >>> from gflow._limit import limit
+        >>> x = jnp.array([[2.0, 1.0], [-1.0, 0.0]])
+        >>> y = jnp.array([1.0, -1.0])
+        >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
+        >>> times = gflow.exp(jnp.linspace(1.0, 100.0, 20))
+        >>> loss = gflow.losses.Exponential()
+        >>> sol = gflow.integrate(
+        ...     model, (x, y), loss, (0.0, gflow.exp(100.0)), save_at=times
+        ... )
+        >>> found = limit(sol, (x, y), loss)
+        >>> bool(found.certified), round(float(found.margin), 3)
+        (True, 1.0)
+
+    ??? cite "Reference"
+
+        Lyu and Li (2019), "Gradient descent maximizes the margin of homogeneous neural
+        networks", Theorem 4.4, arXiv:1906.05890; Ji and Telgarsky (2020), "Directional
+        convergence and alignment in deep learning", Theorems 3.1 and 4.1,
+        arXiv:2006.06657.
+    """
+    if method not in ("auto", "dense", "krylov"):
+        raise ValueError(
+            f"method={method!r} is not known; use 'auto', 'dense' or 'krylov'."
+        )
+    if tol is not None and not 0 < tol < 1:
+        raise ValueError(f"tol={tol} must be between 0 and 1; the default is None.")
+    solution = solution_or_model if isinstance(solution_or_model, Solution) else None
+    model = solution_or_model if solution is None else solution.final
+    _check_concrete(solution_or_model, data, solution)
+    problem, params = checked_problem(model, data, loss, filter_spec)
+    degree = _degree(problem, params, filter_spec)
+    w = flatten(params)
+    largest = np.max(np.abs(w))
+    smoothed = _smoothed_margin(problem, params, degree)
+    w = w / (largest if largest > 0 else 1.0)
+    w /= np.linalg.norm(w) if largest > 0 else 1.0
+    unit = float(np.min(Flat(problem, params, degree, 1.0).margins(w)))
+    if not unit > 0:
+        raise ValueError(
+            f"the model does not separate the data: its smallest margin is {unit:.3g} "
+            "at unit norm, so there is no limit of this kind yet. Integrate to a later "
+            "time (integrate with gflow.exp(100.0), say), or use a model that can fit "
+            "every example."
+        )
+    flat = Flat(problem, params, degree, unit)
+    tol = flat.eps ** (2 / 3) if tol is None else tol
+    dense = method == "dense" or (method == "auto" and flat.size <= _DENSE)
+    floor = max(smoothed / unit, 0.0) * (1 - 1e3 * flat.eps)
+    judge = Judge(flat, w, tol, dense)
+    point, _ = search(
+        flat, w, tolerance=tol, floor=floor, dense=dense, accept=judge.accept
+    )
+    verdict = judge.judge(point)
+    evidence = _evidence(solution, w, verdict, filter_spec, smoothed, degree, flat.eps)
+    reason = verdict.reason(flat, tol, floor)
+    if reason is CERTIFICATE.certified and solution is not None:
+        reason = _approached(evidence)
+    at = verdict.kkt
+    dtype = flat.dtype
+
+    def scalar(x):
+        return jnp.asarray(x, dtype)
+
+    def integer(x):
+        return jnp.asarray(x, jnp.int32)
+
+    theta = unflatten(params, jnp.asarray(at.theta, dtype))
+    return Limit(
+        direction=eqx.combine(theta, problem.static),
+        degree=scalar(degree),
+        margin=scalar(at.margin * unit),
+        support=jnp.asarray(at.support),
+        multipliers=scalar(at.multipliers),
+        rank=integer(at.rank),
+        kkt_residual=scalar(at.residual),
+        slack=scalar(at.slack),
+        curvature=scalar(verdict.top),
+        zero_modes=integer(verdict.zero_modes),
+        growing_modes=integer(verdict.growing_modes),
+        second_order_code=code_of(verdict.second_order),
+        reason_code=code_of(reason),
+        evidence=evidence,
+        tolerance=scalar(tol),
+        support_tolerance=scalar(judge.support_tolerance),
+    )
+
+
+def _check_concrete(given: Any, data: Any, solution: Solution | None) -> None:
+    if not is_concrete((given, data)):
+        raise ValueError(
+            "limit() was called on arrays that are being traced by jit, vmap or grad; "
+            "it decides which examples are support vectors from their values. Call it "
+            "outside, on one solution at a time."
+        )
+    if solution is not None and solution.log_t.ndim != 1:
+        raise ValueError(
+            f"the solution has {solution.log_t.ndim - 1} leading axes (it came out of "
+            "vmap); pass one lane at a time, jax.tree.map(lambda a: a[0], solution)."
+        )
+
+
+def _degree(problem: Problem, params: Params, filter_spec: Any) -> float:
+    if not problem.is_tailed:
+        raise ValueError(
+            f"the loss {type(problem.loss).__name__} has no exponential tail, so the "
+            "flow does not maximise a margin; use Exponential, Logistic, CrossEntropy "
+            "or MulticlassExponential."
+        )
+    model = problem.model(params)
+    try:
+        degree = homogeneity(model, problem.x, filter_spec=filter_spec)
+    except ValueError as error:
+        raise ValueError(
+            f"the limit is defined for positively homogeneous models: {error}"
+        ) from error
+    if not degree > 0:
+        raise ValueError(
+            f"the model has degree {degree} in its weights; a limit needs L > 0."
+        )
+    return degree
+
+
+def _smoothed_margin(problem: Problem, params: Params, degree: float) -> float:
+    log_loss = problem.gradient(params).log_loss
+    alpha = float(tailed(problem).alpha(log_loss, problem.num_examples))
+    norm = float(np.linalg.norm(flatten(params)))
+    # Only below ℓ(0), where ‖W‖ grows, is it known not to decrease.
+    return alpha / norm**degree if alpha > 0 else -math.inf
+
+
+def _evidence(solution, w, verdict, filter_spec, smoothed, degree, eps) -> Evidence:
+    theta = verdict.kkt.theta
+    dtype = jnp.float64 if eps < 1e-10 else jnp.float32
+    angle = 2 * math.atan2(np.linalg.norm(w - theta), np.linalg.norm(w + theta))
+    rate = predicted = math.nan
+    log_t, distance = np.full(1, np.nan), np.full(1, np.nan)
+    slowest = verdict.slowest
+    predicted = min(1.0, -slowest / degree)
+    if solution is not None:
+        log_t = np.asarray(solution.log_t, np.float64)
+        late = np.isfinite(log_t) & (log_t > 0)
+        params = _parameters(solution.models, filter_spec, solution.final)
+        rows = saved_directions(params, _flatten_all)[late]
+        log_t = log_t[late]
+        distance = distances(rows, theta)
+        # Along a manifold of limits the point of it was chosen by the last state, so
+        # the distances close to that are too small.
+        before_end = 2.0 if verdict.zero_modes != 0 else 1.0
+        rate = fit_rate(log_t, distance, rounding=100 * eps, before_end=before_end)
+    return Evidence(
+        log_t=jnp.asarray(log_t, dtype),
+        distance=jnp.asarray(distance, dtype),
+        angle=jnp.asarray(angle, dtype),
+        rate=jnp.asarray(rate, dtype),
+        predicted_rate=jnp.asarray(predicted, dtype),
+        smoothed_margin=jnp.asarray(smoothed, dtype),
+    )
+
+
+def _parameters(models: Any, filter_spec: Any, final: Any) -> Any:
+    if filter_spec is None:
+        filter_spec = trainable(final)
+    return eqx.partition(models, filter_spec)[0]
+
+
+def _flatten_all(tree: Any) -> np.ndarray:
+    leaves = [np.asarray(x, np.float64) for x in jtu.tree_leaves(tree)]
+    return np.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
+
+
+def _approached(evidence: Evidence) -> Any:
+    if not math.isfinite(evidence.rate):
+        return CERTIFICATE.no_evidence
+    if float(evidence.rate) < _RATE * float(evidence.predicted_rate):
+        return CERTIFICATE.not_approached
+    return CERTIFICATE.certified

@@ -1,0 +1,208 @@
+"""Three legs: to separation, the late phase, and what is left if that stops."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._engine import Position
+from ._events import separation
+from ._flow import FlowState
+from ._leg import Leg, Runner
+from ._solution import RESULTS
+from ._types import BoolScalar, IntScalar, Scalar
+from .clocks import LogTime
+
+
+# Gradients that the late phase costs: for each decade of log t, and to start with. 10
+# to 20 steps a decade at 150 to 250 gradients each were measured on networks of 20 to
+# 10^5 parameters. Those of an explicit step are Tsit5's.
+_LATE_GRADIENTS = 2000.0
+_EXPLICIT_GRADIENTS = 6.0
+# The largest steps in log t that explicit solvers take late: the stability limit of the
+# least stiff problems.
+_LARGEST_STEP = 0.5
+# Longest log t up to which the late phase is not looked at: compiling it would cost
+# more than it saves.
+_SHORT = 300.0
+
+
+class Baton(eqx.Module):
+    """Where a relay stands: enough to go on from, bit for bit."""
+
+    positions: tuple[Position, Position, Position]  # the end of each leg
+    leg: IntScalar  # the last that ran
+    failed: BoolScalar  # whether the late phase did
+
+    @property
+    def state(self) -> FlowState:
+        """A state, for what the three have in common."""
+        return self.positions[0].state
+
+
+def may_pay(log_span: Any) -> bool:
+    """Whether a span of e^log_span is worth the late phase's compilation."""
+    return bool(log_span > _SHORT)
+
+
+def _pays(log_time: Scalar, end: Scalar, step: Scalar) -> BoolScalar:
+    """Whether the late phase from u to the end costs less than explicit steps would."""
+    explicit = _EXPLICIT_GRADIENTS * (end - log_time) / jnp.minimum(step, _LARGEST_STEP)
+    decades = jnp.log10((1 + end) / (1 + log_time))
+    return explicit > _LATE_GRADIENTS * (1 + decades)
+
+
+def relay(
+    runners: tuple[Runner, Runner, Runner],
+    resumed: Position | Baton | None,
+    end: Scalar,
+) -> tuple[tuple[Leg, Leg, Leg], Baton, RESULTS]:
+    """Runs the legs one after the other; `end` is u = log(1 + t1 - t0).
+
+    The second and the third begin where the one before has stopped, at the same W and
+    the same time. Legs that are not needed are run over no time at all: which ones they
+    are is only known when the program runs, and differs between lanes under vmap.
+    """
+    first, late, last = runners
+    problem = first.engine.field.field.problem
+    same = isinstance(first.route.clock, LogTime)  # the first leg's and the last's
+
+    baton = resumed if isinstance(resumed, Baton) else None
+    on_first = jnp.asarray(True)
+    failed = jnp.asarray(False)
+    if baton is not None:
+        # What went on explicitly because it had paid is looked at again.
+        again = (baton.leg == 2) & ~baton.failed & same
+        on_first, failed = (baton.leg == 0) | again, baton.failed
+        begin = baton.positions[0]
+        if same:
+            begin = _select(again, baton.positions[2], begin)
+        begin = first.adapted(begin)
+    elif resumed is not None:
+        assert isinstance(resumed, Position)
+        begin = first.adapted(resumed)
+    else:
+        begin = first.begin()
+    apart = separation(problem, begin.state.params) > 0
+    one = first.run(begin, on_first & ~apart)
+
+    # The late phase, if it is one and pays.
+    apart = separation(problem, one.end.state.params) > 0
+    log_time = LogTime().reading(one.end_log_elapsed)
+    slack = 8 * jnp.finfo(end.dtype).eps
+    stopped = on_first & apart & (log_time < end * (1 - slack))
+    step = one.end.controller_state.next_end - one.end.reading
+    step = step if same else jnp.full_like(step, _LARGEST_STEP)
+    chosen = stopped & ~failed & _pays(log_time, end, step)
+    there = late.taken_over(one.end_log_elapsed, one.end.state)
+    on_late = chosen
+    if baton is not None:
+        there = _select(baton.leg == 1, late.adapted(baton.positions[1]), there)
+        on_late = on_late | (baton.leg == 1)
+    two = late.run(there, on_late)
+
+    # And on, if it is not or has failed.
+    broken = on_late & (two.result == RESULTS.unresolved)
+    rest = (stopped & ~chosen) | broken
+    there = last.taken_over(
+        jnp.where(on_late, two.end_log_elapsed, one.end_log_elapsed),
+        _select(on_late, last.booked(two.end.state), last.booked(one.end.state)),
+    )
+    if same:
+        there = _select(stopped & ~chosen, last.adapted(one.end), there)
+    if baton is not None:
+        resumes = (baton.leg == 2) & ~on_first
+        there = _select(resumes, last.adapted(baton.positions[2]), there)
+        rest = rest | resumes
+    three = last.run(there, rest)
+
+    end_of = Baton(
+        (one.end, two.end, three.end),
+        leg=jnp.where(rest, 2, jnp.where(on_late, 1, 0)),
+        failed=failed | broken,
+    )
+    result = RESULTS.where(
+        rest, three.result, RESULTS.where(on_late, two.result, one.result)
+    )
+    return (one, two, three), end_of, result
+
+
+def _select(condition: BoolScalar, a: Any, b: Any) -> Any:
+    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+class Joined(eqx.Module):
+    """What the legs kept, in one."""
+
+    log_elapsed: Any
+    states: FlowState
+    num_kept: IntScalar
+    end_state: FlowState
+    end_log_elapsed: Scalar
+
+
+def joined(legs: tuple[Leg, ...], *, given: bool) -> Joined:
+    """The kept states of all legs, each where it ran; with the end of the last one."""
+    whole = _track(legs[0])
+    put = _merged if given else _appended
+    for leg in legs[1:]:
+        whole = put(whole, _track(leg), leg.stats["num_steps"] > 0)
+    return whole
+
+
+def _track(leg: Leg) -> Joined:
+    # Without what only one of the legs keeps.
+    def plain(state: FlowState) -> FlowState:
+        return eqx.tree_at(
+            lambda s: (s.log_time, s.work),
+            state,
+            (None, None),
+            is_leaf=lambda x: x is None,
+        )
+
+    return Joined(
+        leg.log_elapsed,
+        plain(leg.states),
+        leg.num_kept,
+        plain(leg.end.state),
+        leg.end_log_elapsed,
+    )
+
+
+def _merged(a: Joined, b: Joined, ran: BoolScalar) -> Joined:
+    """Of the same times, those that `a` has not met from `b`."""
+    met = jnp.arange(a.log_elapsed.shape[0]) < a.num_kept
+    count = jnp.where(ran, jnp.maximum(a.num_kept, b.num_kept), a.num_kept)
+
+    def pick(x, y):
+        return jnp.where(met.reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
+
+    return Joined(
+        pick(a.log_elapsed, b.log_elapsed),
+        jtu.tree_map(pick, a.states, b.states),
+        count,
+        _select(ran, b.end_state, a.end_state),
+        jnp.where(ran, b.end_log_elapsed, a.end_log_elapsed),
+    )
+
+
+def _appended(a: Joined, b: Joined, ran: BoolScalar) -> Joined:
+    """`a`, then `b` without its start, which is the end of `a`; padded with the end."""
+    most_a, most_b = a.log_elapsed.shape[0], b.log_elapsed.shape[0]
+    slot = jnp.arange(most_a + most_b - 1)
+    from_a = ~ran | (slot < a.num_kept)
+    in_a = jnp.minimum(slot, most_a - 1)
+    in_b = jnp.clip(slot - a.num_kept + 1, 0, most_b - 1)
+
+    def append(x, y):
+        mask = from_a.reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.where(mask, x[in_a], y[in_b])
+
+    return Joined(
+        append(a.log_elapsed, b.log_elapsed),
+        jtu.tree_map(append, a.states, b.states),
+        a.num_kept + jnp.where(ran, b.num_kept - 1, 0),
+        _select(ran, b.end_state, a.end_state),
+        jnp.where(ran, b.end_log_elapsed, a.end_log_elapsed),
+    )
