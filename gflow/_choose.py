@@ -10,8 +10,8 @@ import numpy as np
 
 from ._check import degree_of
 from ._norms import array_norm, log_norm
-from ._problem import Problem, dtype_of
 from ._plan import Route
+from ._problem import Problem, dtype_of
 from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
 from ._times import Exp, is_concrete, log_elapsed

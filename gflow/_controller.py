@@ -70,9 +70,9 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         # (a field that is NaN from here on does this).
         stuck = next_end <= next_start + 4 * _resolution(next_start)
         result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
-        spent = controller_state.spent
-        if spent is not None:
-            spent = spent + y_error.work
+        spent, trial = controller_state.spent, _work_of(y_error)
+        if spent is not None and trial is not None:
+            spent = spent + trial
         state = ControllerState(inner, next_end, spent)
         return keep, next_start, next_end, jump, state, result
 
@@ -90,9 +90,13 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
         )
         size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
-        if err.motion is not None:
-            # Only used to choose which points to keep.
-            err = eqx.tree_at(lambda e: e.motion, err, jnp.zeros_like(err.motion))
+        # Only a check, and only used to choose which points to keep.
+        err = eqx.tree_at(
+            lambda e: (e.fallen, e.motion),
+            err,
+            jtu.tree_map(jnp.zeros_like, (err.fallen, err.motion)),
+            is_leaf=lambda x: x is None,
+        )
         return _unit_books(size0), _unit_books(size1), err
 
     def _first_step(self, terms, t0, t1, y0, args, func, error_order):
@@ -120,6 +124,10 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         h1 = (0.01 * tolerance) ** (1 / error_order) / jnp.where(rate > 0, rate, 1)
         h1 = jnp.where((rate > 0) & jnp.isfinite(h1), h1, h0)
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
+
+
+def _work_of(state: Any) -> Work | None:
+    return state.work
 
 
 def _without_work(state: FlowState) -> FlowState:
@@ -156,6 +164,7 @@ def _unit_books(size: FlowState) -> FlowState:
     return FlowState(
         params=size.params,
         dissipated=book(size.dissipated),
+        fallen=book(size.fallen),
         path_length=book(size.path_length),
         motion=book(size.motion),
         log_time=None if size.log_time is None else jnp.ones_like(size.log_time),

@@ -37,6 +37,8 @@ class FlowState(eqx.Module):
     params: Params
     # ∫‖dW/dt‖² dt, in units of e^log_unit (see FlowField).
     dissipated: Scalar
+    # ∫‖dW/dt‖²/ℒ dt, by which log ℒ falls, if the loss has an exponential tail.
+    fallen: Scalar | None
     # ζ = ∫‖d(W/‖W‖)‖, if observed.
     path_length: Scalar | None
     # ∫‖dW‖/‖W‖, if points are kept where the solution moves.
@@ -65,7 +67,9 @@ class FlowField(eqx.Module):
         speed = jnp.exp(log_speed)
         log_size = log_norm(velocity.direction)
         log_square = 2 * (velocity.log_speed + log_size) - self.log_unit + log_rate
-        path, motion, log_time = None, None, None
+        fallen, path, motion, log_time = None, None, None, None
+        if state.fallen is not None:
+            fallen = jnp.exp(log_square + self.log_unit - velocity.log_loss)
         if state.motion is not None:
             # At W = 0 any motion is infinite; counting starts after it.
             log_w = log_norm(state.params)
@@ -78,6 +82,7 @@ class FlowField(eqx.Module):
         return FlowState(
             params=jtu.tree_map(lambda d: speed * d, velocity.direction),
             dissipated=jnp.exp(log_square),
+            fallen=fallen,
             path_length=path,
             motion=motion,
             log_time=log_time,
@@ -87,12 +92,15 @@ class FlowField(eqx.Module):
     def derivative(self, params: Params, moved: Params, log_rate: Scalar) -> FlowState:
         """d(state)/dc where dW/dc = `moved` is known, in a clock that tells the time.
 
-        Takes no gradient evaluation. All of the bookkeeping is in it, kept or not.
+        Takes a forward pass. All of the bookkeeping is in it, kept or not.
         """
+        problem = self.field.problem
+        log_loss = problem.loss.linearise(problem.outputs(params), problem.y).log_loss
         log_size = log_norm(moved)
         return FlowState(
             params=moved,
             dissipated=jnp.exp(2 * log_size - log_rate - self.log_unit),
+            fallen=jnp.exp(2 * log_size - log_rate - log_loss),
             path_length=jnp.exp(log_turning(params, moved)),
             motion=jnp.exp(log_size - log_norm(params)),
             log_time=None,
@@ -106,6 +114,7 @@ class FlowField(eqx.Module):
         return FlowState(
             params=params,
             dissipated=zero,
+            fallen=zero if self.field.problem.is_tailed else None,
             path_length=zero if path_length else None,
             motion=zero if motion else None,
             log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,

@@ -24,8 +24,8 @@ from ._kinks import has_kinks
 from ._norms import array_norm
 from ._plan import Plan, Schedule, scheduled
 from ._problem import dtype_of
-from ._run import run
 from ._relay import Baton
+from ._run import run
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
 from ._times import is_concrete
@@ -266,11 +266,12 @@ def _cut(solution: Solution, count: int) -> Solution:
             s.log_norm,
             s.predictions,
             s.energy_defect,
+            s.log_loss_defect,
             s.observed,
         )
 
     cut = jtu.tree_map(lambda x: _first(x, count), over_time(solution))
-    solution = eqx.tree_at(over_time, solution, cut)
+    solution = eqx.tree_at(over_time, solution, cut, is_leaf=lambda x: x is None)
     models = jtu.tree_unflatten(treedef, leaves)
     return eqx.tree_at(lambda s: s.models, solution, models)
 

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._problem import Problem
 from ._types import Params
@@ -45,8 +46,8 @@ _SMOOTH = {"logaddexp"}
 def has_kinks(problem: Problem, params: Params) -> bool:
     """Whether the model, or the user's loss, uses a primitive with a kink.
 
-    A square of relu, which is smooth enough, is counted as well: the trace shows the
-    maximum, not what is done with it.
+    The square of relu or of an absolute value is not counted: its derivative is
+    continuous, and that is enough for the flow to be unique.
     """
 
     def outputs(p):
@@ -64,6 +65,7 @@ def _primitives(jaxpr: Any) -> set[str]:
     # Backwards from the outputs, so that what no derivative flows through (the maximum
     # that softmax subtracts) is not seen.
     found: set[str] = set()
+    uses = _uses(jaxpr)
     live = {v for v in jaxpr.outvars if not hasattr(v, "val")}
     for equation in reversed(jaxpr.eqns):
         name = equation.primitive.name
@@ -71,6 +73,8 @@ def _primitives(jaxpr: Any) -> set[str]:
             continue
         live |= {v for v in equation.invars if not hasattr(v, "val")}
         if _called(equation) in _SMOOTH:
+            continue
+        if _vanishes_at_kink(equation) and _is_squared(equation, uses):
             continue
         if any(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.invars):
             found.add(name)  # not comparisons of indices
@@ -81,6 +85,49 @@ def _primitives(jaxpr: Any) -> set[str]:
             if hasattr(inner, "eqns"):
                 found |= _primitives(inner)
     return found
+
+
+def _uses(jaxpr: Any) -> dict[Any, list[Any]]:
+    # The equations that take each variable; None for the outputs of the whole.
+    uses: dict[Any, list[Any]] = {}
+    for equation in jaxpr.eqns:
+        for v in equation.invars:
+            if not hasattr(v, "val"):
+                uses.setdefault(v, []).append(equation)
+    for v in jaxpr.outvars:
+        if not hasattr(v, "val"):
+            uses.setdefault(v, []).append(None)
+    return uses
+
+
+def _vanishes_at_kink(equation: Any) -> bool:
+    # max(z, 0) or |z|, also inside of calls that do nothing else (as jax.nn.relu).
+    name = equation.primitive.name
+    if name == "max":
+        return any(
+            hasattr(v, "val") and np.all(np.asarray(v.val) == 0)
+            for v in equation.invars
+        )
+    if name == "abs":
+        return True
+    for value in equation.params.values():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            return len(inner.eqns) == 1 and _vanishes_at_kink(inner.eqns[0])
+    return False
+
+
+def _is_squared(equation: Any, uses: dict[Any, list[Any]]) -> bool:
+    (output,) = equation.outvars[:1]
+    return all(
+        use is not None
+        and (
+            use.primitive.name == "square"
+            or (use.primitive.name == "integer_pow" and use.params["y"] >= 2)
+            or (use.primitive.name == "mul" and use.invars[0] is use.invars[1])
+        )
+        for use in uses.get(output, [None])
+    )
 
 
 def _called(equation: Any) -> str | None:

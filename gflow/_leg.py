@@ -4,7 +4,6 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
@@ -36,6 +35,9 @@ from .solvers import PrimalDual
 _CAPACITY = 300
 _RELAY_CAPACITY = 150  # on each of its three legs
 _POINTS_PER_STEP = 4
+# Steps after which the first leg of a relay is looked at even if the data are not
+# separated: it may be stability that limits them.
+PATIENCE = 500
 
 
 class Leg(eqx.Module):
@@ -100,6 +102,7 @@ class Runner(eqx.Module):
         return FlowState(
             params=state.params,
             dissipated=state.dissipated,
+            fallen=state.fallen,
             path_length=book(state.path_length, self.blank.path_length),
             motion=book(state.motion, self.blank.motion),
             log_time=log_time,
@@ -136,6 +139,8 @@ class Runner(eqx.Module):
     def _kept(self, start: Position, end: Scalar) -> Solved:
         plan, times, engine = self.plan, self.times, self.engine
         most = plan.max_steps
+        if self.watching:
+            most = min(most, PATIENCE)
         if plan.save == "given" and self.route.tells_time:
             targets = jnp.clip(times.save_targets, start.reading, end)
             return at_times(engine, start, end, targets, max_steps=most)

@@ -1,4 +1,4 @@
-"""Three legs: to separation, the late phase, and what is left if that stops."""
+"""Three legs: an explicit solver, the late phase's, and what is left if that fails."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from ._engine import Position
 from ._events import separation
 from ._flow import FlowState
-from ._leg import Leg, Runner
+from ._leg import PATIENCE, Leg, Runner
 from ._solution import RESULTS
 from ._types import BoolScalar, IntScalar, Scalar
 from .clocks import LogTime
@@ -23,8 +23,8 @@ _EXPLICIT_GRADIENTS = 6.0
 # The largest steps in log t that explicit solvers take late: the stability limit of the
 # least stiff problems.
 _LARGEST_STEP = 0.5
-# Longest log t up to which the late phase is not looked at: compiling it would cost
-# more than it saves.
+# log t up to which the late phase is not looked at: compiling it would cost more than
+# it saves.
 _SHORT = 300.0
 
 
@@ -87,11 +87,14 @@ def relay(
     apart = separation(problem, begin.state.params) > 0
     one = first.run(begin, on_first & ~apart)
 
-    # The late phase, if it is one and pays.
+    # The late phase, if it pays.
     apart = separation(problem, one.end.state.params) > 0
-    log_time = LogTime().reading(one.end_log_elapsed)
+    slow = one.result == RESULTS.max_steps_reached
+    if first.plan.max_steps <= PATIENCE:
+        slow = jnp.asarray(False)
+    log_time = jnp.asarray(LogTime().reading(one.end_log_elapsed))
     slack = 8 * jnp.finfo(end.dtype).eps
-    stopped = on_first & apart & (log_time < end * (1 - slack))
+    stopped = on_first & (apart | slow) & (log_time < end * (1 - slack))
     step = one.end.controller_state.next_end - one.end.reading
     step = step if same else jnp.full_like(step, _LARGEST_STEP)
     chosen = stopped & ~failed & _pays(log_time, end, step)

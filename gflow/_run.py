@@ -14,7 +14,7 @@ from ._leg import Leg, runner
 from ._norms import log_norm, unit
 from ._plan import Plan, Schedule
 from ._problem import Problem, dtype_of
-from ._relay import Baton, joined, relay
+from ._relay import joined, relay
 from ._saved import masked, seen_at
 from ._solution import RESULTS, Part, Resume, Solution
 from ._times import log_time_after
@@ -86,8 +86,13 @@ def run(
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, log_energy)
     defect = loss_start - loss_now - states.dissipated
-    kept = (log_t, states.params, seen, defect)
-    log_t, saved_params, seen, defect = masked(kept, reached)
+    falling = None
+    if states.fallen is not None:
+        # The unit of energy is ℒ(t0), so its logarithm is where log ℒ began.
+        fall = log_energy - seen.log_loss
+        falling = (fall - states.fallen) / (1 + jnp.abs(fall))
+    kept = (log_t, states.params, seen, defect, falling)
+    log_t, saved_params, seen, defect, falling = masked(kept, reached)
     blurred = ~schedule.precise & (result == RESULTS.successful)
     result = RESULTS.where(blurred, RESULTS.precision, result)
     result = RESULTS.where(_underflows(flow, params), RESULTS.underflow, result)
@@ -101,6 +106,7 @@ def run(
         predictions=seen.outputs,
         observed=seen.observed,
         energy_defect=defect,
+        log_loss_defect=falling,
         log_t_final=log_time_after(schedule.start, track.end_log_elapsed),
         stats=_stats(legs, fresh=resume is None),
         result=result,
@@ -143,19 +149,17 @@ def _underflows(flow: GradientField, params: Params) -> Any:
 
 def _stats(legs: tuple[Leg, ...], *, fresh: bool) -> dict[str, Any]:
     """The sum over the legs."""
-    names = {name for leg in legs for name in leg.stats}
-    stats = {
-        name: sum(leg.stats[name] for leg in legs if name in leg.stats)
-        for name in sorted(names)
-    }
+    stats: dict[str, Any] = {}
+    for leg in legs:
+        for name, count in leg.stats.items():
+            stats[name] = stats[name] + count if name in stats else count
     # One gradient for the unit of energy, two to choose the first step, one for the
     # first stage; for every further leg that ran the last three.
-    starts = jnp.asarray(4 if fresh else 0)
+    total = stats["num_gradients"]
+    starts = jnp.asarray(4 if fresh else 0, total.dtype)
     for leg in legs[1:]:
-        starts = starts + 3 * (leg.stats["num_steps"] > 0)
-    counted = stats["num_gradients"] >= 0
-    total = stats["num_gradients"] + starts.astype(stats["num_gradients"].dtype)
-    return stats | {"num_gradients": jnp.where(counted, total, -1)}
+        starts = starts + 3 * (leg.stats["num_steps"] > 0).astype(total.dtype)
+    return stats | {"num_gradients": jnp.where(total >= 0, total + starts, -1)}
 
 
 def _parts(plan: Plan, schedule: Schedule, legs: tuple[Leg, ...]) -> tuple[Part, ...]:

@@ -50,7 +50,7 @@ class Resume(eqx.Module):
 
 
 class Part(eqx.Module):
-    """One part of a solve: which clock and solver ran up to which time, and why it ended.
+    """One part of a solve: which clock and solver ran to which time, and why it ended.
 
     `result` is a `gflow.RESULTS`: `separated` where the late phase began, `not_needed`
     for a part that did not run.
@@ -82,6 +82,10 @@ class Solution(eqx.Module):
     - `energy_defect`: (T,) $(\mathcal L(0) - \mathcal L(t) - \int_0^t\|\dot W\|^2)
         / |\mathcal L(0)|$: zero along the true flow, up to the tolerance. NaN for
         gradient descent, which is no flow.
+    - `log_loss_defect`: (T,) the same for log ℒ, which shows the late phase, when all
+        of ℒ(0) is gone: $\log\mathcal L(0) - \log\mathcal L(t) -
+        \int_0^t\|\dot W\|^2/\mathcal L$ over 1 + |log ℒ(0) - log ℒ(t)|. None unless the
+        loss has an exponential tail, and for gradient descent.
     - `log_t_final`: the time that was reached, as its logarithm.
     - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, and
         `num_gradients`, full-data gradient evaluations by the solve (a Hessian- or
@@ -115,6 +119,7 @@ class Solution(eqx.Module):
     result: RESULTS
     resume: Resume | None
     rtol: Scalar
+    log_loss_defect: Float[Array, " times"] | None = None
     parts: tuple[Part, ...] = ()
     limit: Any = None
     kinks: str = eqx.field(static=True, default="none")

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import gflow
+from gflow._check import checked_problem
+from gflow._kinks import has_kinks
 from gflow.losses import Logistic, Square
 
 
@@ -160,8 +162,37 @@ def test_no_sliding_no_warning(activation):
         sol = gflow.integrate(
             model, (x, y), Logistic(), (0.0, 0.05 if active else 5.0), rtol=1e-7
         )
-    assert sol.kinks == ("none" if activation == "tanh" else "autodiff")
+    assert sol.kinks == ("autodiff" if activation.startswith("relu") else "none")
     assert np.max(np.abs(sol.energy_defect)) < 1e-5
     if active:
         z = np.einsum("tjd,nd->tnj", np.asarray(sol.models.w), x)
         assert np.min(z + np.asarray(sol.models.b)[:, None]) > 0
+
+
+def squares(z):
+    return jnp.square(jax.nn.relu(z)), jnp.maximum(z, 0) ** 3, jnp.abs(z) ** 2
+
+
+@pytest.mark.parametrize(
+    ("function", "kinks"),
+    [
+        (lambda z: sum(squares(z)), False),
+        (lambda z: (lambda r: r * r)(jnp.maximum(0.0, z)), False),
+        (lambda z: jax.nn.relu(z) * z, True),  # smooth enough, but it takes a proof
+        (lambda z: jnp.square(jax.nn.relu(z)) + jax.nn.relu(z), True),
+        (lambda z: jnp.square(jnp.maximum(z, 1.0)), True),
+        (lambda z: jnp.square(jax.nn.leaky_relu(z)), True),
+        (lambda z: (lambda r: r**2 + r)(jnp.abs(z)), True),
+    ],
+)
+def test_squares_of_what_vanishes_at_its_kink_are_smooth_enough(function, kinks):
+    class Net(eqx.Module):
+        inner: TwoLayer
+
+        def __call__(self, x):
+            return jnp.sum(function(self.inner.w @ x))
+
+    problem, params = checked_problem(
+        Net(network("tanh")), (np.ones((2, 3)), np.ones(2)), Logistic()
+    )
+    assert has_kinks(problem, params) == kinks

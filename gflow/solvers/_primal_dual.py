@@ -87,8 +87,9 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
 
     def init(self, terms, t0, t1, y0, args) -> PrimalDualState:
         field = _field(args)
-        stage = self._stage(field, y0.params, t0)
-        theta = flatten(y0.params) / stage.scale
+        theta = flatten(y0.params) / self._scale(t0)
+        zero = jnp.zeros((), theta.dtype)
+        stage = self._stage(field, y0.params, t0, theta, zero)
         pairs, pull_back = jax.vjp(stage.margins, theta)
         log_weights = stage.targets(pairs)
         (gradient,) = pull_back(jnp.exp(log_weights))
@@ -134,22 +135,26 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         unflatten, scale = unflattener(y0.params), self._scale(t1)
         b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(_B_ERROR, dtype)
         y1 = _after(y0, unflatten(scale * point.theta), rates, h * b_sol)
+        if y0.fallen is not None:
+            fallen = _integral_of_growth(y0.fallen, rates.fallen, times, h)
+            y1 = eqx.tree_at(lambda y: y.fallen, y1, fallen)
         error = _after(
             jtu.tree_map(jnp.zeros_like, y0),
             unflatten(scale * h * (b_error @ slopes)),
             rates,
             h * b_error,
         )
-        # A stage that was not found ends the step; y_error = inf asks for a shorter one.
+        # A stage that was not found: y_error = inf asks for a shorter step.
         y1 = jtu.tree_map(lambda a, b: jnp.where(good, a, b), y1, y0)
         error = jtu.tree_map(lambda e: jnp.where(good, e, jnp.inf), error)
         if y0.work is not None:
             y1 = eqx.tree_at(lambda y: y.work, y1, y0.work + work)
             error = eqx.tree_at(lambda y: y.work, error, work)
-        first, last = (
-            _kept(y0, jtu.tree_map(lambda r: h * r[i], rates)) for i in (0, -1)
-        )
-        dense = {"y0": y0, "y1": y1, "k0": first, "k1": last}
+
+        def ends(i):
+            return _kept(y0, jtu.tree_map(lambda r: h * r[i], rates))
+
+        dense = {"y0": y0, "y1": y1, "k0": ends(0), "k1": ends(-1)}
         state = PrimalDualState(point.log_weights, slopes[-1])
         return y1, error, dense, state, dfx.RESULTS.successful
 
@@ -158,11 +163,11 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         assert self.degree is not None, "integrate() measures it"
         return 1 / self.degree
 
-    def _scale(self, reading: Scalar) -> Scalar:
+    def _scale(self, reading: Any) -> Scalar:
         return jnp.exp(self._decay * reading)
 
     def _stage(
-        self, field: FlowField, like: Params, reading: Scalar, base=None, step=None
+        self, field: FlowField, like: Params, reading: Any, base: Any, step: Any
     ) -> Stage:
         scale = self._scale(reading)
         return Stage(
@@ -183,7 +188,29 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         return field.derivative(unflatten(scale * theta), moved, _log_rate(reading))
 
 
-def _log_rate(reading: Scalar) -> Scalar:
+def _integral_of_growth(start: Scalar, rates, times, h: Scalar) -> Scalar:
+    """∫ r dc from `start` on, by the same method, where r grows like e^c.
+
+    It is F in F' = r. With F = e^c f, f' = e^-c r - f is nearly constant, so that the
+    steps in which log t grows tenfold do not spoil it.
+    """
+    lower, diagonal = (jnp.asarray(a, rates.dtype) for a in (_LOWER, _DIAGONAL))
+    scaled = rates * jnp.exp(-times)
+    first = start * jnp.exp(-times[0])
+    slopes = jnp.zeros_like(rates).at[0].set(scaled[0] - first)
+
+    def stage(i, slopes):
+        base = first + h * (lower[i] @ slopes)
+        step = h * diagonal[i]
+        value = (base + step * scaled[i]) / (1 + step)
+        return slopes.at[i].set(scaled[i] - value)
+
+    slopes = jax.lax.fori_loop(1, _NUM_STAGES, stage, slopes)
+    f = first + h * (jnp.asarray(_B_SOL, rates.dtype) @ slopes)
+    return f * jnp.exp(times[-1])
+
+
+def _log_rate(reading: Any) -> Scalar:
     return LogLogTime().log_rate(reading, None, None, cast(Any, None))
 
 
@@ -191,7 +218,8 @@ def _field(args: Any) -> FlowField:
     # Diffrax hides the term that it is given from its solvers.
     if not isinstance(args, FlowField) or not isinstance(args.clock, LogLogTime):
         raise ValueError(
-            "PrimalDual runs in gflow.integrate, in the clock gflow.clocks.LogLogTime()."
+            "PrimalDual runs in gflow.integrate, in the clock "
+            "gflow.clocks.LogLogTime()."
         )
     return args
 
@@ -205,6 +233,7 @@ def _kept(like: FlowState, state: FlowState) -> FlowState:
     return FlowState(
         params=state.params,
         dissipated=state.dissipated,
+        fallen=book(like.fallen, state.fallen),
         path_length=book(like.path_length, state.path_length),
         motion=book(like.motion, state.motion),
         log_time=None,
@@ -222,6 +251,7 @@ def _after(y0: FlowState, params: Params, rates: FlowState, weights) -> FlowStat
     return FlowState(
         params=params,
         dissipated=add(y0.dissipated, books.dissipated),
+        fallen=add(y0.fallen, books.fallen),
         path_length=add(y0.path_length, books.path_length),
         motion=add(y0.motion, books.motion),
         log_time=None,
