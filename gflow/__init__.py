@@ -2,6 +2,7 @@
 
 from . import clocks as clocks
 from . import data as data
+from . import limits as limits
 from . import losses as losses
 from . import nn as nn
 from . import observe as observe
@@ -12,12 +13,15 @@ from ._compare import compare as compare
 from ._descend import descend as descend
 from ._homogeneity import homogeneity as homogeneity
 from ._integrate import integrate as integrate
+from ._limit import Limit as Limit
+from ._limit import limit as limit
 from ._save import load as load
 from ._save import save as save
 from ._solution import RESULTS as RESULTS
 from ._solution import Part as Part
 from ._solution import Resume as Resume
 from ._solution import Solution as Solution
+from ._times import INFINITY as INFINITY
 from ._times import Exp as Exp
 from ._times import exp as exp
 from ._vector_field import vector_field as vector_field

@@ -150,6 +150,8 @@ def chosen_routes(
     dtype = dtype_of(params)
     free = free and clock is None and solver is None
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
+    if isinstance(solver, PrimalDual):
+        _check_primal_dual(problem, clock)
     first = Route(clock, checked_solver(solver, problem, params, rtol))
     if not (free and problem.is_tailed):
         return (first,)
@@ -164,6 +166,19 @@ def chosen_routes(
         return (first,)
     late = _completed(PrimalDual(degree), problem, params, rtol)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
+
+
+def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:
+    if not problem.is_tailed:
+        raise ValueError(
+            f"the solver PrimalDual needs a loss with an exponential tail, and "
+            f"{type(problem.loss).__name__} has none; use another solver."
+        )
+    if not isinstance(clock, LogLogTime):
+        raise ValueError(
+            f"the solver PrimalDual runs in gflow.clocks.LogLogTime(), not in "
+            f"{type(clock).__name__}; leave clock out."
+        )
 
 
 def checked_solver(

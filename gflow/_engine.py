@@ -14,6 +14,10 @@ from ._types import IntScalar, Scalar
 from .solvers import PrimalDual
 
 
+# Of an implicit solver in LogLogTime, in units of rtol^(1/order).
+_FIRST_STEP = 0.3
+
+
 class Position(eqx.Module):
     """Where a solve stands; enough to continue it bit for bit."""
 
@@ -60,12 +64,17 @@ class Engine(eqx.Module):
     def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
         """The position at t0, with the first step chosen."""
         solver, term = self.solver, self.term
+        first = None
+        if isinstance(solver, PrimalDual):
+            # The usual guess, by an explicit Euler step, would be that of stability.
+            first = _FIRST_STEP * self.controller.rtol ** (1 / solver.order(term))
+            first = jnp.minimum(first, end - reading)
         _, controller_state = self.controller.init(
             term,
             reading,
             end,
             state,
-            None,
+            first,
             self.args,
             solver.func,
             solver.error_order(term),

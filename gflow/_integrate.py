@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ._check import check_tolerances, checked_problem, checked_span, degree_for
+from ._check import (
+    check_tolerances,
+    checked_problem,
+    checked_span,
+    degree_for,
+    degree_of,
+)
 from ._choose import (
     as_resume,
     check_events,
@@ -21,14 +27,15 @@ from ._choose import (
 from ._engine import interpolates_well
 from ._events import checked_events
 from ._kinks import has_kinks
+from ._limit import limit
 from ._norms import array_norm
-from ._plan import Plan, Schedule, scheduled
-from ._problem import dtype_of
+from ._plan import Plan, Schedule, resolved, scheduled
+from ._problem import Problem, dtype_of
 from ._relay import Baton
 from ._run import run
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
-from ._times import is_concrete
+from ._times import Exp, is_concrete, is_infinity
 from ._types import Params
 from .clocks import LogTime
 from .observe import KNOWN, named
@@ -38,6 +45,9 @@ from .observe import KNOWN, named
 # to 1 of ℒ(t0), whatever the tolerance. In units of eps: float32's own rounding.
 _DEFECT = 50.0
 _ROUNDING = 100.0
+# log t for t = ∞, from where Newton's method finds the limit; explicit solvers pay for
+# it in proportion.
+_LATEST, _LATEST_KINKED = 1e8, 1e3
 
 
 def integrate(
@@ -81,7 +91,10 @@ def integrate(
         targets shaped like the outputs for `Square`.
     - `loss`: one of [`gflow.losses`][], or any function `loss(prediction, y) -> scalar`
         of one example.
-    - `t_span`: `(t0, t1)`, floats or `gflow.exp(v)` for t = e^v.
+    - `t_span`: `(t0, t1)`, floats or `gflow.exp(v)` for t = e^v. With t1 =
+        `gflow.INFINITY` the solve goes to log t = 10^8 (10^3 where only an explicit
+        solver will do, and no further than the dtype resolves) and the solution's
+        `limit` is what [`gflow.limit`][] finds from there.
     - `save_at`: None for about 200 of the solver's own points, dense where the solution
         moves; an array of times or `gflow.exp(array)`; or `"steps"` for every step.
     - `observe`: observers from [`gflow.observe`][] or their names, any function of the
@@ -90,10 +103,16 @@ def integrate(
         exponential tail and wherever a time is given as `gflow.exp`, else `Physical`;
         and `EFolds` from weights so small that the time they rest hides the time
         they need to escape (if their values are known, not traced).
-    - `solver`: any Diffrax solver with an error estimate; None takes Tsit5.
+    - `solver`: any Diffrax solver with an error estimate, or one of
+        [`gflow.solvers`][]. None takes Tsit5. With neither clock nor solver given, a
+        loss with an exponential tail, a homogeneous model without kinks, no events and
+        log t1 > 300, the solve goes over to [`gflow.solvers.PrimalDual`][] once the
+        data are separated (or 500 steps were taken) if that is cheaper, and back if it
+        fails there: see the solution's `parts`.
     - `rtol`, `atol`: the local error $e_k$ of each parameter array $W_k$ is held to
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
-    - `max_steps`: None for 1,000,000 (4,096 with `save_at="steps"`, which keeps all).
+    - `max_steps`: of each part of the solve; None for 1,000,000 (4,096 with
+        `save_at="steps"`, which keeps all).
     - `events`: functions of the observed state; the solve stops where one changes sign
         (a number) or becomes true (a boolean, false at the start). Each step then
         costs one gradient more.
@@ -136,6 +155,7 @@ def integrate(
     """
     problem, params = checked_problem(model, data, loss, filter_spec)
     dtype = dtype_of(params)
+    t_span, to_limit = _finite_span(t_span, problem, params)
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
     if kinks not in ("auto", "autodiff"):
@@ -196,7 +216,44 @@ def integrate(
     imbalance = _imbalance(solution, params, atol)
     if imbalance:
         warnings.warn(imbalance, stacklevel=2)
+    if to_limit:
+        solution = _with_limit(solution, data, loss, filter_spec)
     return thrown(solution) if throw else solution
+
+
+def _finite_span(t_span: Any, problem: Problem, params: Params) -> tuple[Any, bool]:
+    """The span to solve over, and whether its end stands for t = ∞."""
+    try:
+        t0, t1 = t_span
+    except (TypeError, ValueError):
+        return t_span, False  # and an error, later
+    if not is_infinity(t1):
+        return t_span, False
+    if not is_concrete((problem, params, t0)):
+        raise ValueError(
+            "t1 = gflow.INFINITY cannot be traced: the limit's support is decided "
+            "outside of jit and vmap. Integrate to gflow.exp(1e8), and call "
+            "gflow.limit on each solution."
+        )
+    if not problem.is_tailed:
+        raise ValueError(
+            f"t1 = gflow.INFINITY needs a loss with an exponential tail, and "
+            f"{type(problem.loss).__name__} has none; integrate to a late time."
+        )
+    degree_of("t1 = gflow.INFINITY", problem, params)
+    latest = _LATEST_KINKED if has_kinks(problem, params) else _LATEST
+    return (t0, Exp(min(latest, resolved(dtype_of(params))))), True
+
+
+def _with_limit(solution: Solution, data, loss, filter_spec) -> Solution:
+    try:
+        found = limit(solution, data, loss, filter_spec=filter_spec)
+    except ValueError as error:
+        warnings.warn(f"no limit was found: {error}", stacklevel=3)
+        return solution
+    return eqx.tree_at(
+        lambda s: s.limit, solution, found, is_leaf=lambda leaf: leaf is None
+    )
 
 
 def _check_resumed(resume: Resume | None, schedule: Schedule) -> None:

@@ -88,7 +88,9 @@ class Runner(eqx.Module):
         clock = self.route.clock
         assert isinstance(clock, AbstractTimeClock)
         return self.engine.start(
-            clock.reading(log_elapsed), self.times.end_reading, self.booked(state)
+            clock.reading(log_elapsed),
+            self.times.end_reading,
+            self.booked(state),
         )
 
     def booked(self, state: FlowState) -> FlowState:

@@ -29,8 +29,11 @@ from .nn import trainable
 
 # Up to this many parameters the KKT matrix is formed and factorised.
 _DENSE = 1000
-# The fitted rate must be at least this part of the predicted one.
-_RATE = 0.5
+# The fitted rate must be at least this part of the predicted one, and that at least so
+# large that saved times can show it: (log t)^-0.05 halves in 6 decades of log t.
+_RATE, _SLOWEST = 0.5, 0.05
+# The flow's last direction must be this near, ‖θ - θ̄‖.
+_NEAR = 0.35
 
 
 def limit(
@@ -39,7 +42,7 @@ def limit(
     loss: Any,
     *,
     filter_spec: Any = None,
-    tol: float | None = None,
+    tol: float | int | None = None,
     method: str = "auto",
 ) -> Limit:
     r"""The limit of the flow's direction W/‖W‖ as t → ∞, with a certificate.
@@ -85,7 +88,6 @@ def limit(
     !!! Example
 
         >>> import gflow, jax, jax.numpy as jnp
-        >>> from gflow._limit import limit
         >>> x = jnp.array([[2.0, 1.0], [-1.0, 0.0]])
         >>> y = jnp.array([1.0, -1.0])
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
@@ -94,7 +96,7 @@ def limit(
         >>> sol = gflow.integrate(
         ...     model, (x, y), loss, (0.0, gflow.exp(100.0)), save_at=times
         ... )
-        >>> found = limit(sol, (x, y), loss)
+        >>> found = gflow.limit(sol, (x, y), loss)
         >>> bool(found.certified), round(float(found.margin), 3)
         (True, 1.0)
 
@@ -130,16 +132,16 @@ def limit(
             "every example."
         )
     flat = Flat(problem, params, degree, unit)
-    tol = flat.eps ** (2 / 3) if tol is None else tol
+    tolerance = flat.eps ** (2 / 3) if tol is None else float(tol)
     dense = method == "dense" or (method == "auto" and flat.size <= _DENSE)
     floor = max(smoothed / unit, 0.0) * (1 - 1e3 * flat.eps)
-    judge = Judge(flat, w, tol, dense)
+    judge = Judge(flat, w, tolerance, dense)
     point, _ = search(
-        flat, w, tolerance=tol, floor=floor, dense=dense, accept=judge.accept
+        flat, w, tolerance=tolerance, floor=floor, dense=dense, accept=judge.accept
     )
     verdict = judge.judge(point)
     evidence = _evidence(solution, w, verdict, filter_spec, smoothed, degree, flat.eps)
-    reason = verdict.reason(flat, tol, floor)
+    reason = verdict.reason(flat, tolerance, floor)
     if reason is CERTIFICATE.certified and solution is not None:
         reason = _approached(evidence)
     at = verdict.kkt
@@ -167,7 +169,7 @@ def limit(
         second_order_code=code_of(verdict.second_order),
         reason_code=code_of(reason),
         evidence=evidence,
-        tolerance=scalar(tol),
+        tolerance=scalar(tolerance),
         support_tolerance=scalar(judge.support_tolerance),
     )
 
@@ -208,7 +210,7 @@ def _degree(problem: Problem, params: Params, filter_spec: Any) -> float:
 
 
 def _smoothed_margin(problem: Problem, params: Params, degree: float) -> float:
-    log_loss = problem.gradient(params).log_loss
+    log_loss = eqx.filter_jit(lambda q, w: q.gradient(w).log_loss)(problem, params)
     alpha = float(tailed(problem).alpha(log_loss, problem.num_examples))
     norm = float(np.linalg.norm(flatten(params)))
     # Only below ℓ(0), where ‖W‖ grows, is it known not to decrease.
@@ -222,7 +224,7 @@ def _evidence(solution, w, verdict, filter_spec, smoothed, degree, eps) -> Evide
     rate = predicted = math.nan
     log_t, distance = np.full(1, np.nan), np.full(1, np.nan)
     slowest = verdict.slowest
-    predicted = min(1.0, -slowest / degree)
+    predicted = min(-slowest / degree, 1.0)
     if solution is not None:
         log_t = np.asarray(solution.log_t, np.float64)
         late = np.isfinite(log_t) & (log_t > 0)
@@ -256,8 +258,11 @@ def _flatten_all(tree: Any) -> np.ndarray:
 
 
 def _approached(evidence: Evidence) -> Any:
+    predicted = float(evidence.predicted_rate)
     if not math.isfinite(evidence.rate):
         return CERTIFICATE.no_evidence
-    if float(evidence.rate) < _RATE * float(evidence.predicted_rate):
+    if float(evidence.rate) < _RATE * predicted or float(evidence.angle) > _NEAR:
         return CERTIFICATE.not_approached
+    if predicted < _SLOWEST:
+        return CERTIFICATE.too_slow
     return CERTIFICATE.certified

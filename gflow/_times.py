@@ -36,6 +36,15 @@ def exp(v: Any) -> Exp:
     return Exp(v)
 
 
+# t1 of a solve that asks for its limit as well.
+INFINITY = Exp(np.inf)
+
+
+def is_infinity(t: Any) -> bool:
+    """Whether a time is `INFINITY`."""
+    return isinstance(t, Exp) and is_concrete(t) and bool(np.all(np.isposinf(t.log)))
+
+
 def is_concrete(x: Any) -> bool:
     """Whether every array in `x` has values now (none is being traced)."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))

@@ -106,17 +106,27 @@ class Flat:
         def product(vectors: np.ndarray) -> np.ndarray:
             out = []
             for k in range(0, len(vectors), _AT_ONCE):
-                part = self._cast(vectors[k : k + _AT_ONCE])
-                out.append(np.asarray(_products(*args, part), np.float64))
+                part = vectors[k : k + _AT_ONCE]
+                full = np.zeros((_length(len(part)), vectors.shape[1]))
+                full[: len(part)] = part
+                some = np.asarray(_products(*args, self._cast(full)), np.float64)
+                out.append(some[: len(part)])
             return np.concatenate(out)
 
         return product
 
 
+def _length(number: int) -> int:
+    # 1, 8, 32, 128, ...: few lengths, so that few are compiled.
+    length = 1 if number == 1 else 8
+    while length < number:
+        length *= 4
+    return length
+
+
 def _padded(index: np.ndarray) -> Array:
-    # To a power of two by repeating the first, so that few lengths are compiled.
+    # To such a length by repeating the first.
     index = np.asarray(index, np.int32)
-    length = max(4, 1 << (len(index) - 1).bit_length())
-    out = np.full(length, index[0], np.int32)
+    out = np.full(max(8, _length(len(index))), index[0], np.int32)
     out[: len(index)] = index
     return jnp.asarray(out)

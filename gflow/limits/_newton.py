@@ -1,4 +1,4 @@
-r"""Newton's method for the KKT equations on a given support.
+r"""Newton's method, regularised, for the KKT equations on a given support.
 
 $$w = \sum_{m\in S}\lambda_m\nabla p_m(w), \qquad p_m(w) = 1 \quad (m \in S)$$
 
@@ -10,8 +10,11 @@ $$\begin{pmatrix} I-H_\lambda & -J^\top\\ -J & 0\end{pmatrix}
 \qquad H_\lambda=\sum_m\lambda_m\nabla^2p_m(w).$$
 
 The matrix is singular along manifolds of KKT points (the symmetries of deep linear
-networks) and where rows of J depend on each other (duplicated data): the correction of
-least norm is taken.
+networks, wide networks) and where rows of J depend on each other (duplicated data), and
+nearly singular beside such manifolds. So its inverse is that of Levenberg & Marquardt,
+eigenvalue e ↦ e/(e² + μ²), with μ proportional to the residual: quadratic convergence
+to the nearest point of a manifold too (Yamashita & Fukushima 2001, "On the rate of
+convergence of the Levenberg-Marquardt method").
 """
 
 from typing import NamedTuple
@@ -23,6 +26,8 @@ from ._flat import Flat
 
 # Vectors that the Krylov solve keeps.
 _BASIS = 120
+# Corrections back to the constraints after a step.
+_RESTORATIONS = 4
 
 
 class Point(NamedTuple):
@@ -55,30 +60,32 @@ def newton(
 ) -> Point:
     """Newton's iteration on one support, until rounding stops it or it fails.
 
-    A step is halved while the residual grows, up to a few times. The best point that
-    was seen comes back; its residual says whether it is a solution.
+    After every step the constraints are met again and the multipliers are those of
+    least squares: the constraints curve, the Lagrangian along them much less. μ over
+    the residual falls after every step that reduces it and is raised until one does.
+    The best point that was seen comes back; its residual says whether it is a solution.
     """
     index = np.asarray(index)
     r1, r2, j, size = residual_of(flat, w, weights, index)
     best = Point(w, weights, index, size)
-    stalled = 0
+    stalled, damping = 0, 0.1
     for _ in range(max_steps):
         if size <= 4 * flat.eps or not np.isfinite(size):
             break
         solve = _dense_step if dense else _krylov_step
-        dw, dl = solve(flat, w, weights, index, r1, r2, j, size)
-        fraction = 1.0
-        for _ in range(5):
-            trial = residual_of(flat, w + fraction * dw, weights + fraction * dl, index)
-            if np.isfinite(trial[3]) and trial[3] < max(size, 1e3 * flat.eps):
+        step = solve(flat, w, weights, index, r1, r2, j)
+        for _ in range(8):
+            dw = step(max(damping * size, 4 * flat.eps * flat.size))
+            trial = _restored(flat, w + dw, index)
+            new = trial[-1]
+            if np.isfinite(new) and new < max(size, 1e3 * flat.eps):
                 break
-            fraction /= 2
+            damping *= 5
         else:
             break
-        w, weights = w + fraction * dw, weights + fraction * dl
-        r1, r2, j, new = trial
-        # Rounding: no longer by much.
-        stalled = stalled + 1 if new > 0.5 * best.residual else 0
+        damping = max(damping / 5, 1e-3)
+        w, weights, r1, r2, j, new = trial
+        stalled = stalled + 1 if new > 0.9 * best.residual else 0
         size = new
         if size < best.residual:
             best = Point(w, weights, index, size)
@@ -87,15 +94,28 @@ def newton(
     return best
 
 
-def _cut(size: float, eps: float, length: int) -> float:
-    # Eigenvalues below this are taken for zero. Those along a manifold of solutions are
-    # as small as the distance from it, which the residual measures; a true eigenvalue e
-    # that is cut leaves a residual of e times the error, and is let in once the cut
-    # falls below e.
-    return max(0.1 * min(size, 1e-2), 4 * length * eps)
+def _restored(flat: Flat, w: np.ndarray, index: np.ndarray):
+    # w moved onto {p_m = 1, m in S}, with multipliers of least squares.
+    tangent = None
+    for _ in range(_RESTORATIONS):
+        p = flat.margins(w)[index]
+        j = flat.rows(w, index)
+        if not (np.all(np.isfinite(p)) and np.all(np.isfinite(j))):
+            return w, w, w, w, j, np.inf
+        tangent = Tangent(j, flat.eps)
+        move = tangent.least(1.0 - p)
+        w = w + move
+        if np.linalg.norm(move) <= 1e-9 * np.linalg.norm(w):
+            break
+    assert tangent is not None
+    j = flat.rows(w, index)
+    tangent = Tangent(j, flat.eps)
+    weights = tangent.multipliers(w)
+    r1, r2, j, size = residual_of(flat, w, weights, index)
+    return w, weights, r1, r2, j, size
 
 
-def _dense_step(flat, w, weights, index, r1, r2, j, size):
+def _dense_step(flat, w, weights, index, r1, r2, j):
     k, m = len(w), len(index)
     matrix = np.zeros((k + m, k + m))
     hessian = flat.curvature(w, weights, index)(np.eye(k))
@@ -103,10 +123,12 @@ def _dense_step(flat, w, weights, index, r1, r2, j, size):
     matrix[:k, k:] = -j.T
     matrix[k:, :k] = -j
     values, vectors = np.linalg.eigh(matrix)
-    small = np.abs(values) <= _cut(size, flat.eps, k + m) * np.max(np.abs(values))
-    inverse = np.where(small, 0.0, 1 / np.where(small, 1.0, values))
-    step = -vectors @ (inverse * (vectors.T @ np.concatenate([r1, r2])))
-    return step[:k], step[k:]
+    parts = vectors.T @ np.concatenate([r1, r2])
+
+    def step(mu):
+        return -vectors[:k] @ (values / (values**2 + mu**2) * parts)
+
+    return step
 
 
 class Tangent:
@@ -134,7 +156,7 @@ class Tangent:
         return self.left @ ((self.right @ v) / self.values)
 
 
-def _krylov_step(flat, w, weights, index, r1, r2, j, size):
+def _krylov_step(flat, w, weights, index, r1, r2, j):
     # dw = (the least norm that meets the constraints) + v in the tangent space, where
     # Π(I - H)v = -Π(r1 + (I - H)(that)).
     product = flat.curvature(w, weights, index)
@@ -145,27 +167,27 @@ def _krylov_step(flat, w, weights, index, r1, r2, j, size):
     tangent = Tangent(j, flat.eps)
     start = tangent.least(r2)
     right = -tangent.project(r1 + shifted(start))
-    cut = _cut(size, flat.eps, _BASIS)
-    v = least_squares(
-        lambda v: tangent.project(shifted(v)), right, cut, min(1e-3, size)
-    )
-    dw = start + v
-    return dw, tangent.multipliers(r1 + shifted(dw))
+    solve = least_squares(lambda v: tangent.project(shifted(v)), right)
+
+    def step(mu):
+        return start + solve(mu)
+
+    return step
 
 
-def least_squares(apply, right: np.ndarray, cut: float, rtol: float) -> np.ndarray:
-    """Minimum-residual Krylov solution of A v = b with symmetric A.
+def least_squares(apply, right: np.ndarray):
+    r"""$\mu\mapsto\arg\min\|Av-b\|^2+\mu^2\|v\|^2$ on a Krylov space, A symmetric.
 
-    Fully orthogonalised; singular values of the projected matrix below `cut` are taken
-    for zero, so that a singular consistent system gets its solution of least norm.
+    Fully orthogonalised, so that a singular consistent system gets its solution of
+    least norm. The space grows until it holds a solution, or `_BASIS` vectors.
     """
     norm = np.linalg.norm(right)
     if norm == 0:
-        return np.zeros_like(right)
+        return lambda mu: np.zeros_like(right)
     most = min(_BASIS, len(right))
     basis = [right / norm]
     h = np.zeros((most + 1, most))
-    y = np.zeros(0)
+    k = 0
     for k in range(most):
         v = apply(basis[k])
         for _ in range(2):
@@ -175,9 +197,15 @@ def least_squares(apply, right: np.ndarray, cut: float, rtol: float) -> np.ndarr
         h[k + 1, k] = np.linalg.norm(v)
         e = np.zeros(k + 2)
         e[0] = norm
-        y = np.linalg.lstsq(h[: k + 2, : k + 1], e, rcond=cut)[0]
+        y = np.linalg.lstsq(h[: k + 2, : k + 1], e, rcond=1e-14)[0]
         rest = np.linalg.norm(h[: k + 2, : k + 1] @ y - e)
-        if rest <= rtol * norm or h[k + 1, k] <= 1e-14 * np.max(np.abs(h)):
+        if rest <= 1e-6 * norm or h[k + 1, k] <= 1e-14 * np.max(np.abs(h)):
             break
         basis.append(v / h[k + 1, k])
-    return np.stack(basis[: len(y)], axis=1) @ y
+    left, values, vectors = np.linalg.svd(h[: k + 2, : k + 1], full_matrices=False)
+    columns = np.stack(basis[: k + 1], axis=1) @ vectors.T
+
+    def solve(mu):
+        return columns @ (values / (values**2 + mu**2) * (norm * left[0]))
+
+    return solve

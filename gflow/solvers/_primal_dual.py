@@ -188,7 +188,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         return field.derivative(unflatten(scale * theta), moved, _log_rate(reading))
 
 
-def _integral_of_growth(start: Scalar, rates, times, h: Scalar) -> Scalar:
+def _integral_of_growth(start: Scalar, rates, times, h: Any) -> Scalar:
     """∫ r dc from `start` on, by the same method, where r grows like e^c.
 
     It is F in F' = r. With F = e^c f, f' = e^-c r - f is nearly constant, so that the
@@ -243,17 +243,16 @@ def _kept(like: FlowState, state: FlowState) -> FlowState:
 
 def _after(y0: FlowState, params: Params, rates: FlowState, weights) -> FlowState:
     """The state with these parameters, and bookkeeping by quadrature."""
-    books = _kept(y0, rates)
 
     def add(start: Any, rate: Any) -> Any:
         return None if start is None else start + weights @ rate
 
     return FlowState(
         params=params,
-        dissipated=add(y0.dissipated, books.dissipated),
-        fallen=add(y0.fallen, books.fallen),
-        path_length=add(y0.path_length, books.path_length),
-        motion=add(y0.motion, books.motion),
+        dissipated=add(y0.dissipated, rates.dissipated),
+        fallen=add(y0.fallen, rates.fallen),
+        path_length=add(y0.path_length, rates.path_length),
+        motion=add(y0.motion, rates.motion),
         log_time=None,
         work=y0.work,
     )

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Float, Int
 
-from .._flat import flatten, flatten_rows, unflattener
+from .._flat import flatten_rows, unflattener
 from .._flow import Work, no_work
-from .._pairs import curvature, log_pair_slopes, pair_margins, rows, tailed
+from .._pairs import log_pair_slopes, pair_margins, rows, tailed
 from .._problem import Problem
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._gmres import gmres
@@ -140,13 +140,16 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
         dual = rhs - ratio * (slopes @ (kernel @ scaled))
         return (stage.step * (scaled @ jacobian) - r_theta) / diagonal, dual
 
-    some = None if index.shape[0] == pairs.shape[0] else index
-    bend = curvature(stage.problem, params, weights_some, some)
-    unflatten = unflattener(stage.like)
-    size = stage.step * stage.scale**2
+    # Curvature, and all that the pairs do which the matrix leaves out.
+    def gradient_with_some_held(theta):
+        pairs, pull_back = jax.vjp(stage.margins, theta)
+        weights = jnp.exp(stage.targets(pairs)).at[index].set(weights_some)
+        return pull_back(weights)[0]
+
+    _, bend = jax.linearize(gradient_with_some_held, theta)
 
     def curved(v):
-        return size * flatten(bend(unflatten(v)))
+        return stage.step * bend(v)
 
     nothing = jnp.zeros_like(r_dual)
     first, _ = without_curvature(r_theta, r_dual)

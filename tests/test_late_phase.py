@@ -1,0 +1,405 @@
+"""The late phase: explicit solvers, closed forms, and truth at log t = 1e8."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+
+import gflow
+from gflow.losses import CrossEntropy, Exponential, Logistic, MulticlassExponential
+from gflow.solvers import PrimalDual
+
+from .helpers import rng
+
+
+class Net(eqx.Module):
+    """Σ_j ± max(⟨w_j, x⟩, 0)², of degree 2."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        signs = jnp.tile(jnp.array([1.0, -1.0], self.w.dtype), self.w.shape[0] // 2)
+        return jnp.sum(signs * jnp.maximum(self.w @ x, 0) ** 2)
+
+
+def instance(seed, n=20, d=5, m=20, dtype=float):
+    """Random points on the sphere, random labels."""
+    draw = rng(seed)
+    x = draw.normal(size=(n, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.sign(draw.normal(size=n))
+    net = Net(jnp.asarray(draw.normal(size=(m, d)) * 0.5, dtype))
+    return net, (jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+
+
+class Cubic(eqx.Module):
+    """Three smooth layers: a · W₂ (W₁ x)³/‖W₁‖², of degree 3, no kink but at W₁ = 0."""
+
+    first: jax.Array
+    second: jax.Array
+    outer: jax.Array
+
+    def __call__(self, x):
+        hidden = (self.first @ x) ** 3 / jnp.sum(self.first**2)
+        return self.outer @ (self.second @ hidden)
+
+
+def cubic(seed):
+    draw = rng(seed)
+    _, (x, _) = instance(seed)
+    y = jnp.sign(x @ draw.normal(size=5))
+    shapes = (8, 5), (6, 8), (6,)
+    return Cubic(*(jnp.asarray(draw.normal(size=s) * 0.5) for s in shapes)), (x, y)
+
+
+def direction(model):
+    w = np.concatenate([np.ravel(leaf) for leaf in jtu.tree_leaves(model)])
+    return w / np.linalg.norm(w)
+
+
+def at(models, i):
+    return jtu.tree_map(lambda leaf: leaf[i], models)
+
+
+TIMES = np.array([3.0, 10.0, 100.0, 1000.0])
+
+
+@pytest.mark.parametrize(
+    ("problem", "rtol"), [(cubic(0), 1e-6), (instance(0), 1e-8)], ids=["cubic", "relu2"]
+)
+def test_agrees_with_an_explicit_solver(problem, rtol):
+    model, data = problem
+    span, save_at = (0.0, gflow.exp(1e3)), gflow.exp(TIMES)
+    options = dict(save_at=save_at, observe="smoothed_margin")
+    if isinstance(model, Net):
+        options["observe"] = ()
+    reference = gflow.integrate(
+        model,
+        data,
+        Exponential(),
+        span,
+        rtol=1e-9,
+        clock=gflow.clocks.LogTime(),
+        **options,
+    )
+    sol = gflow.integrate(model, data, Exponential(), span, rtol=rtol, **options)
+    assert [part.solver for part in sol.parts] == ["Tsit5", "PrimalDual", "Tsit5"]
+    assert int(sol.parts[1].stats["num_steps"]) > 0
+    assert int(sol.parts[2].stats["num_steps"]) == 0
+    assert int(sol.stats["num_steps"]) < int(reference.stats["num_steps"]) / 5
+    for i in range(len(TIMES)):
+        a, b = direction(at(sol.models, i)), direction(at(reference.models, i))
+        assert np.linalg.norm(a - b) < 1e-6
+    np.testing.assert_allclose(sol.log_loss, reference.log_loss, rtol=2e-6)
+    np.testing.assert_allclose(sol.log_t, TIMES)
+    assert np.max(np.abs(sol.log_loss_defect)) < 10 * max(rtol, 1e-7)
+    assert np.max(np.abs(sol.energy_defect)) < 10 * max(rtol, 1e-7)
+    if not isinstance(model, Net):
+        a, b = (s.observed["smoothed_margin"] for s in (sol, reference))
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+class Product(eqx.Module):
+    """f(x) = a_1 ... a_L x."""
+
+    factors: jax.Array
+
+    def __call__(self, x):
+        return jnp.prod(self.factors) * x[0]
+
+
+ONE = jnp.ones((1, 1)), jnp.ones(1)
+
+
+def test_one_layer_in_closed_form():
+    """dw/dt = e^-w: w = log(e^w0 + t)."""
+    log_t = np.array([1.0, 50.0, 1e3, 1e5, 1e8])
+    sol = gflow.integrate(
+        Product(jnp.array([0.5])),
+        ONE,
+        Exponential(),
+        (0.0, gflow.exp(1e8)),
+        save_at=gflow.exp(log_t),
+    )
+    exact = np.logaddexp(log_t, 0.5)
+    np.testing.assert_allclose(sol.models.factors[:, 0], exact, rtol=2e-6)
+    np.testing.assert_allclose(-sol.log_loss, exact, rtol=2e-6)
+
+
+def test_two_layers_in_closed_form():
+    """p = a², a = b: dp/dt = 2 p e^-p, so t = (Ei(p) - Ei(p0))/2."""
+    log_t = np.array([1e2, 1e3, 1e5, 1e8])
+    sol = gflow.integrate(
+        Product(jnp.array([0.6, 0.6])),
+        ONE,
+        Exponential(),
+        (0.0, gflow.exp(1e8)),
+        save_at=gflow.exp(log_t),
+        rtol=1e-8,
+    )
+    p = np.prod(sol.models.factors, axis=1)
+    # Ei(p) = (e^p/p)(1 + 1/p + 2/p² + 6/p³ + ...); Ei(p0) is nothing against it.
+    series = 1 + 1 / p + 2 / p**2 + 6 / p**3 + 24 / p**4 + 120 / p**5
+    np.testing.assert_allclose(p - np.log(2 * p) + np.log(series), log_t, rtol=1e-7)
+    np.testing.assert_allclose(
+        sol.models.factors[:, 0], sol.models.factors[:, 1], rtol=1e-12
+    )
+
+
+def test_a_hundred_steps_to_1e8_and_every_quantity_stays_finite():
+    model, data = instance(3)
+    sol = gflow.integrate(model, data, Exponential(), (0.0, gflow.exp(1e8)))
+    assert sol.result == gflow.RESULTS.successful
+    assert int(sol.parts[1].stats["num_steps"]) <= 100
+    assert int(sol.parts[1].stats["num_newton"]) > 0
+    assert float(sol.log_t_final) == pytest.approx(1e8, rel=1e-12)
+    assert np.all(np.diff(sol.log_t) > 0) and np.all(np.diff(sol.log_loss) < 0)
+    assert np.all(np.diff(sol.log_norm[-60:]) > 0)
+    assert np.max(np.abs(sol.log_loss_defect)) < 2e-5
+    # Late, ℒ ~ 1/(t (log t)^(2 - 2/L)): log ℒ + log t is small against either.
+    assert abs(float(sol.log_loss[-1] / sol.log_t[-1]) + 1) < 1e-6
+    for leaf in jtu.tree_leaves(sol):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim:
+            assert np.all(np.isfinite(leaf[..., 1:]) | np.isneginf(leaf[..., 1:]))
+
+
+def test_saved_states_are_consistent_with_their_own_gradient():
+    """Late weights q differ by e^(log t δθ): they show errors of 1e-9 in θ."""
+    model, data = cubic(1)
+    times = gflow.exp(10 ** np.linspace(3, 6, 13))
+    sol = gflow.integrate(
+        model,
+        data,
+        Exponential(),
+        (0.0, gflow.exp(1e6)),
+        observe="alignment",
+        save_at=times,
+    )
+    # JT Theorem 4.1: the angle between W and -∇ℒ goes to zero. It does so as slowly as
+    # 1/‖W‖ ~ (log t)^(-1/3), at which what the data do not see of W(t0) fades.
+    angle, log_t = np.asarray(sol.observed["alignment"]), np.asarray(sol.log_t)
+    late = log_t > 1e4
+    slope = np.polyfit(np.log(log_t[late]), np.log(angle[late]), 1)[0]
+    assert -0.36 < slope < -0.31
+    assert np.all(np.diff(angle) < 0) and angle[-1] < 0.02
+
+
+LOSSES = [
+    Exponential(reduction="mean"),
+    Logistic(),
+    CrossEntropy(),
+    MulticlassExponential(),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_every_tailed_loss(loss):
+    """Deep linear networks on three clouds (or two) of points."""
+    draw = rng(5)
+    several = not loss.casts_labels
+    y = np.repeat(np.arange(3), 6)
+    x = jnp.asarray(draw.normal(size=(18, 3)) * 0.3 + np.eye(3)[y])
+    y = jnp.asarray(y) if several else jnp.where(jnp.asarray(y) > 0, 1.0, -1.0)
+    model = gflow.nn.DeepLinear(
+        [3, 4, 3 if several else "scalar"], key=jax.random.key(0), dtype=float
+    )
+    span = (0.0, gflow.exp(400.0))
+    late = gflow.integrate(model, (x, y), loss, span, rtol=1e-7)
+    reference = gflow.integrate(
+        model, (x, y), loss, span, rtol=1e-9, clock=gflow.clocks.LogTime()
+    )
+    assert int(late.parts[1].stats["num_steps"]) > 0
+    assert np.linalg.norm(direction(late.final) - direction(reference.final)) < 1e-6
+    np.testing.assert_allclose(late.log_loss[-1], reference.log_loss[-1], rtol=1e-6)
+
+
+def test_balancedness_is_conserved():
+    model = gflow.nn.DeepLinear([4, 5, 5, "scalar"], key=jax.random.key(1), dtype=float)
+    x, y = gflow.data.iris().x[:100], None
+    x = jnp.asarray(x - x.mean(axis=0))
+    y = jnp.where(jnp.arange(100) < 50, 1.0, -1.0)
+    sol = gflow.integrate(model, (x, y), Logistic(), (0.0, gflow.exp(1e6)))
+    weights = [np.asarray(layer) for layer in jtu.tree_leaves(sol.models)]
+    weights = [w.reshape(w.shape[0], -1, w.shape[-1]) for w in weights]
+    scale = np.exp(2 * np.asarray(sol.log_norm))
+    for below, above in zip(weights, weights[1:], strict=False):
+        gap = np.einsum("tij,tik->tjk", above, above) - np.einsum(
+            "tij,tkj->tik", below, below
+        )
+        drift = np.linalg.norm(gap - gap[0], axis=(1, 2)) / scale
+        assert np.max(drift) < 1e-5
+    assert float(sol.log_norm[-1]) > 2
+
+
+def test_vmap_is_a_loop():
+    """Lanes that hand over at different times, on different data."""
+    lanes = [instance(0), instance(1)]
+    span = (0.0, gflow.exp(1e4))
+
+    def solve(net, data):
+        return gflow.integrate(net, data, Logistic(), span)
+
+    both = eqx.filter_vmap(solve)(*jtu.tree_map(lambda *a: jnp.stack(a), *lanes))
+    for i, lane in enumerate(lanes):
+        one = solve(*lane)
+        np.testing.assert_allclose(both.final.w[i], one.final.w, rtol=1e-7, atol=1e-6)
+        for mine, theirs in zip(both.parts, one.parts, strict=True):
+            assert mine.stats["num_steps"][i] == theirs.stats["num_steps"]
+            np.testing.assert_allclose(mine.log_t_final[i], theirs.log_t_final)
+    assert both.parts[0].log_t_final[0] != both.parts[0].log_t_final[1]
+
+
+def test_second_call_does_not_compile():
+    model, data = instance(0)
+    traced = []
+
+    class Counted(Net):
+        def __call__(self, x):
+            traced.append(1)
+            return super().__call__(x)
+
+    for seed, log_t in ((0, 1e3), (1, 1e5)):
+        net = Counted(instance(seed)[0].w)
+        gflow.integrate(net, data, Exponential(), (0.0, gflow.exp(log_t)), throw=False)
+        if seed == 0:
+            before = len(traced)
+    # The checks before the call look at shapes and at kinks, which trace a little.
+    assert len(traced) - before < before / 10
+
+
+def test_resumes_bit_for_bit():
+    model, data = instance(0)
+    span = (0.0, gflow.exp(1e6))
+    whole = gflow.integrate(model, data, Exponential(), span)
+    steps = int(whole.stats["num_steps"])
+    for most in (20, 60):
+        part = gflow.integrate(
+            model, data, Exponential(), span, max_steps=most, throw=False
+        )
+        while part.result == gflow.RESULTS.max_steps_reached:
+            steps -= int(part.stats["num_steps"])
+            part = gflow.integrate(
+                model,
+                data,
+                Exponential(),
+                span,
+                max_steps=most,
+                throw=False,
+                resume=part,
+            )
+        np.testing.assert_array_equal(part.final.w, whole.final.w)
+
+
+def test_goes_back_if_the_late_phase_fails(monkeypatch):
+    """A Newton tolerance that nothing meets: the explicit solver goes on."""
+    monkeypatch.setattr("gflow._choose._NEWTON", 1e-30)
+    model, data = instance(0)
+    span = (0.0, gflow.exp(301.0))
+    sol = gflow.integrate(model, data, Exponential(), span)
+    first, late, last = sol.parts
+    assert late.result == gflow.RESULTS.unresolved
+    assert int(last.stats["num_accepted_steps"]) > 100
+    assert sol.result == gflow.RESULTS.successful
+    explicit = gflow.integrate(
+        model, data, Exponential(), span, clock=gflow.clocks.LogTime()
+    )
+    assert np.linalg.norm(direction(sol.final) - direction(explicit.final)) < 1e-5
+    again = gflow.integrate(
+        model, data, Exponential(), (0.0, gflow.exp(310.0)), resume=sol
+    )
+    assert int(again.parts[1].stats["num_steps"]) == 0
+    assert float(again.log_t_final) == pytest.approx(310.0)
+
+
+def test_few_supporting_examples_are_enough():
+    """Newton's matrix for 8 of 20 examples: the same curve."""
+    model, data = cubic(0)
+    span = (0.0, gflow.exp(1e4))
+    sols = [
+        gflow.integrate(
+            model, data, Exponential(), span, rtol=1e-7, solver=PrimalDual(support=s)
+        )
+        for s in (8, 256)
+    ]
+    a, b = (direction(sol.final) for sol in sols)
+    assert np.linalg.norm(a - b) < 1e-6
+    assert sols[0].clock == "LogLogTime"
+
+
+def test_single_precision_stops_where_rounding_blurs_it():
+    model, data = instance(0, dtype=jnp.float32)
+    sol = gflow.integrate(
+        model, data, Exponential(), (0.0, gflow.exp(1e8)), rtol=1e-4, throw=False
+    )
+    assert sol.final.w.dtype == jnp.float32
+    assert sol.result == gflow.RESULTS.precision
+    assert float(sol.log_t_final) == pytest.approx(1e-2 / np.finfo(np.float32).eps)
+    double, data64 = instance(0)
+    reference = gflow.integrate(
+        double, data64, Exponential(), (0.0, gflow.exp(float(sol.log_t_final)))
+    )
+    assert np.linalg.norm(direction(sol.final) - direction(reference.final)) < 2e-3
+    with pytest.raises(RuntimeError, match="float64"):
+        gflow.integrate(model, data, Exponential(), (0.0, gflow.exp(1e8)), rtol=1e-4)
+
+
+def test_log_norm_clock_is_the_same_curve():
+    model, data = instance(0)
+    start = gflow.integrate(model, data, Exponential(), (0.0, gflow.exp(2.0)))
+    sols = [
+        gflow.integrate(
+            start.final,
+            data,
+            Exponential(),
+            (0.0, gflow.exp(20.0)),
+            clock=clock,
+            rtol=1e-8,
+        )
+        for clock in (gflow.clocks.LogNorm(), gflow.clocks.LogTime())
+    ]
+    a, b = (sol.final.w for sol in sols)
+    assert np.linalg.norm(a - b) < 1e-6 * np.linalg.norm(b)
+    assert sols[0].clock == "LogNorm"
+    # At the start the loss may make the norm shrink: it says so.
+    small = Net(0.1 * jnp.ones_like(model.w) * jnp.sign(model.w))
+    sol = gflow.integrate(
+        small,
+        (data[0], data[1]),
+        Logistic(),
+        (0.0, 10.0),
+        clock=gflow.clocks.LogNorm(),
+        throw=False,
+    )
+    assert sol.result in (gflow.RESULTS.unresolved, gflow.RESULTS.successful)
+
+
+def test_errors():
+    model, data = instance(0)
+    mlp = eqx.nn.MLP(5, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="homogeneous"):
+        gflow.integrate(mlp, data, Logistic(), (0.0, 1.0), solver=PrimalDual())
+    with pytest.raises(ValueError, match="exponential tail"):
+        gflow.integrate(
+            model, data, gflow.losses.Square(), (0.0, 1.0), solver=PrimalDual()
+        )
+    with pytest.raises(ValueError, match="LogLogTime"):
+        gflow.integrate(
+            model,
+            data,
+            Logistic(),
+            (0.0, 1.0),
+            solver=PrimalDual(),
+            clock=gflow.clocks.LogTime(),
+        )
+    # A degree that is not the network's costs steps, nothing else.
+    sol = gflow.integrate(
+        mlp, data, Logistic(), (0.0, 10.0), solver=PrimalDual(degree=jnp.inf)
+    )
+    reference = gflow.integrate(mlp, data, Logistic(), (0.0, 10.0), rtol=1e-8)
+    assert np.linalg.norm(direction_of(sol) - direction_of(reference)) < 1e-5
+
+
+def direction_of(sol):
+    return direction(eqx.filter(sol.final, eqx.is_inexact_array))
