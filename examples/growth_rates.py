@@ -32,7 +32,7 @@ from scipy.optimize import brentq
 from scipy.special import expi, hyp1f1
 
 import gflow
-from gflow.plot._style import GREY, PALETTE, style
+from gflow.plot import GREY, PALETTE, style
 
 
 jax.config.update("jax_enable_x64", True)

@@ -29,7 +29,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 import gflow
 from gflow.limits import CERTIFICATE, deep_linear_certificate, solve_game
-from gflow.plot._style import GREY, PALETTE, style
+from gflow.plot import GREY, PALETTE, style
 
 
 jax.config.update("jax_enable_x64", True)

@@ -45,6 +45,8 @@ from .observe import KNOWN, named
 # to 1 of ℒ(t0), whatever the tolerance. In units of eps: float32's own rounding.
 _DEFECT = 50.0
 _ROUNDING = 100.0
+# PrimalDual comes to a few times the tolerance.
+_LATE_DEFECT = 1000.0
 # log t for t = ∞, from where Newton's method finds the limit; explicit solvers pay for
 # it in proportion.
 _LATEST, _LATEST_KINKED = 1e8, 1e3
@@ -292,6 +294,9 @@ def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:
         smallest = min(float(array_norm(leaf)) for leaf in jtu.tree_leaves(params))
         tolerance += float(atol) / max(smallest, 1e-300)
     eps = float(jnp.finfo(solution.rtol.dtype).eps)
+    late = _late_imbalance(solution, _LATE_DEFECT * max(tolerance, _ROUNDING * eps))
+    if late:
+        return late
     if defect <= _DEFECT * max(tolerance, _ROUNDING * eps):
         return None
     reason = (
@@ -304,6 +309,21 @@ def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:
         f"far above the tolerance ({tolerance:.1e}): {reason}, and this is not the "
         "gradient flow there. Smaller tolerances do not help with kinks; a smooth "
         "activation does."
+    )
+
+
+def _late_imbalance(solution: Solution, allowed: float) -> str | None:
+    """The same for log ℒ, where the implicit solver of the late phase has the say."""
+    ran = [p.solver for p in solution.parts if int(p.stats["num_steps"]) > 0]
+    if ran[-1:] != ["PrimalDual"] or solution.log_loss_defect is None:
+        return None
+    defect = float(np.max(np.abs(np.nan_to_num(np.asarray(solution.log_loss_defect)))))
+    if defect <= allowed:
+        return None
+    return (
+        f"the balance of log ℒ, log ℒ(t0) - log ℒ(t) = ∫‖dW/dt‖²/ℒ, is off by "
+        f"{defect:.1e} of itself: the late phase may have left the flow. Integrate with "
+        "a smaller rtol, or with clock=gflow.clocks.LogTime()."
     )
 
 

@@ -375,6 +375,46 @@ def test_log_norm_clock_is_the_same_curve():
     assert sol.result in (gflow.RESULTS.unresolved, gflow.RESULTS.successful)
 
 
+def test_infinity():
+    """t1 = ∞ integrates to log t = 1e8 and finds the limit from there."""
+    draw = rng(1)
+    x = jnp.asarray(draw.normal(size=(12, 4)))
+    y = jnp.where(x @ draw.normal(size=4) > 0, 1.0, -1.0)
+    model = gflow.nn.DeepLinear([4, 3, "scalar"], key=jax.random.key(0), dtype=float)
+    sol = gflow.integrate(model, (x, y), Logistic(), (0.0, gflow.INFINITY))
+    assert float(sol.log_t_final) == pytest.approx(1e8)
+    assert bool(sol.limit.certified), sol.limit.reason
+    assert float(sol.limit.kkt_residual) < 1e-10
+    assert np.linalg.norm(direction(sol.final) - direction(sol.limit.direction)) < 1e-3
+    # JT Prop. 4.4: the product is the hard-margin solution; its margin is that of the
+    # support vector machine times L^(-L/2) = 1/2, found here by a linear network.
+    linear = gflow.nn.Linear(4, "scalar", key=jax.random.key(0), dtype=float)
+    one = gflow.integrate(linear, (x, y), Logistic(), (0.0, gflow.INFINITY)).limit
+    assert float(sol.limit.margin) == pytest.approx(float(one.margin) / 2, rel=1e-10)
+
+
+def test_infinity_where_there_is_none(getkey):
+    model, (x, y) = instance(0)
+    to_infinity = (0.0, gflow.INFINITY)
+    with pytest.raises(ValueError, match="tail"):
+        gflow.integrate(model, (x, y), gflow.losses.Square(), to_infinity)
+    mlp = eqx.nn.MLP(5, "scalar", 8, 2, jnp.tanh, key=getkey())
+    with pytest.raises(ValueError, match="homogeneous"):
+        gflow.integrate(mlp, (x, y), Logistic(), to_infinity)
+    with pytest.raises(ValueError, match="traced"):
+        eqx.filter_jit(gflow.integrate)(model, (x, y), Logistic(), to_infinity)
+    with pytest.raises(ValueError, match="finite time"):
+        gflow.integrate(model, (x, y), Logistic(), (gflow.INFINITY, gflow.INFINITY))
+    # Opposite labels at one point: nothing separates them, and the solve is short of
+    # steps; what was computed is kept.
+    x, y = x.at[1].set(x[0]), y.at[0].set(1.0).at[1].set(-1.0)
+    with pytest.warns(UserWarning, match="no limit was found.*separate"):
+        sol = gflow.integrate(
+            model, (x, y), Logistic(), to_infinity, max_steps=50, throw=False
+        )
+    assert sol.limit is None and np.all(np.isfinite(sol.log_loss))
+
+
 def test_errors():
     model, data = instance(0)
     mlp = eqx.nn.MLP(5, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))

@@ -1,4 +1,4 @@
-r"""The value of a matrix game, a small linear programme, by an interior-point method."""
+r"""The value of a matrix game, a linear programme, by an interior-point method."""
 
 import numpy as np
 

@@ -11,3 +11,6 @@ from ._curves import training as training
 from ._directions import directions as directions
 from ._distribution import distribution as distribution
 from ._margins import margins as margins
+from ._style import GREY as GREY
+from ._style import PALETTE as PALETTE
+from ._style import style as style
