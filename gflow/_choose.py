@@ -37,7 +37,7 @@ _SMALL = 0.1
 _DIGITS = 14.0
 # Newton's last correction in a stage, in units of rtol. Corrections converge
 # quadratically, so what is left after it is far smaller.
-_NEWTON = 1e-2
+_NEWTON = 0.1
 
 
 def check_clock(clock: Any, problem: Problem) -> None:
@@ -211,7 +211,10 @@ def _completed(
     if degree is None:
         degree = degree_of("the solver PrimalDual", problem, params)
     if tolerance is None:
-        tolerance = _NEWTON * jnp.asarray(rtol, dtype_of(params))
+        dtype = dtype_of(params)
+        tolerance = jnp.maximum(
+            _NEWTON * jnp.asarray(rtol, dtype), 16 * jnp.finfo(dtype).eps
+        )
     return PrimalDual(degree, solver.support, tolerance)
 
 

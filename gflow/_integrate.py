@@ -322,8 +322,8 @@ def _late_imbalance(solution: Solution, allowed: float) -> str | None:
         return None
     return (
         f"the balance of log ℒ, log ℒ(t0) - log ℒ(t) = ∫‖dW/dt‖²/ℒ, is off by "
-        f"{defect:.1e} of itself: the late phase may have left the flow. Integrate with "
-        "a smaller rtol, or with clock=gflow.clocks.LogTime()."
+        f"{defect:.1e} of itself: the late phase may have left the flow. Integrate "
+        "with a smaller rtol, or with clock=gflow.clocks.LogTime()."
     )
 
 

@@ -163,14 +163,21 @@ def _stats(legs: tuple[Leg, ...], *, fresh: bool) -> dict[str, Any]:
 
 
 def _parts(plan: Plan, schedule: Schedule, legs: tuple[Leg, ...]) -> tuple[Part, ...]:
+    def why(number: int, leg: Leg) -> Any:
+        result: Any = leg.result
+        if plan.is_relay and number == 0:
+            # The only event there is.
+            stopped = result == RESULTS.event_occurred
+            result = RESULTS.where(stopped, RESULTS.separated, result)
+        ran = leg.stats["num_steps"] > 0
+        return RESULTS.where(ran, result, RESULTS.not_needed)
+
     return tuple(
         Part(
             *route.names,
             log_t_final=log_time_after(schedule.start, leg.end_log_elapsed),
             stats=leg.stats,
-            result=RESULTS.where(
-                leg.stats["num_steps"] > 0, leg.result, RESULTS.not_needed
-            ),
+            result=why(number, leg),
         )
-        for route, leg in zip(plan.routes, legs, strict=True)
+        for number, (route, leg) in enumerate(zip(plan.routes, legs, strict=True))
     )

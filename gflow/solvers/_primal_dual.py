@@ -28,6 +28,18 @@ _DIAGONAL = np.asarray(_GIVEN.a_diagonal)
 _LOWER = np.zeros((_NUM_STAGES, _NUM_STAGES))
 for _i, _row in enumerate(_GIVEN.a_lower):
     _LOWER[_i + 1, : len(_row)] = _row
+# A stage is first guessed from these earlier ones (by their numbers, 0 the start of the
+# step): polynomial interpolation, only once they enclose it.
+_GUESSED_FROM = ((0,), (1,), (0, 1, 2), (0, 1, 3), (1, 2, 3, 4), (5,))
+
+
+def _guesses() -> np.ndarray:
+    weights = np.zeros((_NUM_STAGES - 1, _NUM_STAGES))
+    for i, nodes in enumerate(_GUESSED_FROM):
+        for j in nodes:
+            others = [_C[k] for k in nodes if k != j]
+            weights[i, j] = np.prod([(_C[i + 1] - c) / (_C[j] - c) for c in others])
+    return weights
 
 
 class PrimalDualState(eqx.Module):
@@ -60,7 +72,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         Newton's matrix is exact: memory is `support` × P. Others are treated as not
         moving, which costs iterations if they matter.
     - `tolerance`: of the last Newton correction, relative to ‖θ‖. `gflow.integrate`
-        gives it a hundredth of its `rtol` if it is None.
+        gives it a tenth of its `rtol` if it is None.
 
     Runs on gflow's own term, in `gflow.integrate(..., solver=)`.
 
@@ -104,33 +116,37 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         tolerance = jnp.asarray(1e-8 if self.tolerance is None else self.tolerance)
 
         def implicit(carry, row):
-            slopes, point, good, work = carry
-            i, lower, gamma, time = row
+            slopes, points, good, work = carry
+            i, lower, gamma, time, guess = row
+            guessed = _guessed(points, guess)
             base = theta0 + h * (lower @ slopes)
             stage = self._stage(field, y0.params, time, base, gamma * h)
             point, found, spent = jax.lax.cond(
                 good,
-                lambda: solve_stage(stage, point, tolerance.astype(dtype)),
-                lambda: (point, jnp.asarray(False), no_work(dtype)),
+                lambda: solve_stage(stage, guessed, tolerance.astype(dtype)),
+                lambda: (guessed, jnp.asarray(False), no_work(dtype)),
             )
             slopes = slopes.at[i].set((point.theta - base) / (gamma * h))
-            return (slopes, point, good & found, work + spent), point.theta
+            points = jtu.tree_map(lambda a, b: a.at[i].set(b), points, point)
+            return (slopes, points, good & found, work + spent), None
 
         number = _NUM_STAGES
         slopes = jnp.zeros((number, theta0.shape[0]), dtype)
         slopes = slopes.at[0].set(solver_state.slope)
         start = Point(theta0, solver_state.log_weights)
+        points = jtu.tree_map(lambda a: jnp.stack([a] * number), start)
         stages = (
             jnp.arange(1, number),
             jnp.asarray(_LOWER[1:], dtype),
             jnp.asarray(_DIAGONAL[1:], dtype),
             times[1:],
+            jnp.asarray(_guesses(), dtype),
         )
-        carry = (slopes, start, jnp.asarray(True), no_work(dtype))
-        (slopes, point, good, work), thetas = jax.lax.scan(implicit, carry, stages)
-        thetas = jnp.concatenate([theta0[None], thetas])
+        carry = (slopes, points, jnp.asarray(True), no_work(dtype))
+        (slopes, points, good, work), _ = jax.lax.scan(implicit, carry, stages)
+        point = jtu.tree_map(lambda a: a[-1], points)
         rates = jax.vmap(lambda c, a, b: self._rate(field, y0.params, c, a, b))(
-            times, thetas, slopes
+            times, points.theta, slopes
         )
         unflatten, scale = unflattener(y0.params), self._scale(t1)
         b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(_B_ERROR, dtype)
@@ -208,6 +224,18 @@ def _integral_of_growth(start: Scalar, rates, times, h: Any) -> Scalar:
     slopes = jax.lax.fori_loop(1, _NUM_STAGES, stage, slopes)
     f = first + h * (jnp.asarray(_B_SOL, rates.dtype) @ slopes)
     return f * jnp.exp(times[-1])
+
+
+def _guessed(points: Point, guess: Float[Array, " stages"]) -> Point:
+    """A stage as a combination of earlier ones; log λ within their range.
+
+    An example that has just woken jumps by orders of log λ: polynomials overshoot.
+    """
+    used = (guess != 0)[:, None]
+    logs = points.log_weights
+    low = jnp.min(jnp.where(used, logs, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(used, logs, -jnp.inf), axis=0)
+    return Point(guess @ points.theta, jnp.clip(guess @ logs, low, high))
 
 
 def _log_rate(reading: Any) -> Scalar:
