@@ -189,6 +189,7 @@ def table(name, model, data, loss, quick):
 def instances(count):
     """Random instances: failures, steps, and distance to Tsit5 at log t = 1e3."""
     steps, seconds, distance, margins, defects, failed = [], [], [], [], [], 0
+    fine_distance = []
     loss = gflow.losses.Exponential()
     at = gflow.exp(jnp.array([1e3]))
     for seed in range(count):
@@ -211,9 +212,19 @@ def instances(count):
             clock=gflow.clocks.LogTime(),
             throw=False,
         )
-        a, b = (np.ravel(s.models.w[0]) for s in (sol, reference))
-        a2, b2 = np.linalg.norm(a), np.linalg.norm(b)
+        fine = gflow.integrate(
+            model,
+            data,
+            loss,
+            (0.0, gflow.exp(1e3)),
+            rtol=1e-8,
+            save_at=at,
+            throw=False,
+        )
+        a, b, c = (np.ravel(s.models.w[0]) for s in (sol, reference, fine))
+        a2, b2, c2 = (np.linalg.norm(x) for x in (a, b, c))
         distance.append(np.linalg.norm(a / a2 - b / b2))
+        fine_distance.append(np.linalg.norm(c / c2 - b / b2))
         margins.append(
             abs(
                 float(sol.log_loss[0]) / a2**2 / float(reference.log_loss[0]) * b2**2
@@ -228,6 +239,7 @@ def instances(count):
         ("steps from separation", steps),
         ("seconds", seconds[1:]),
         ("direction, against Tsit5 at rtol 1e-9, log t = 1e3", distance),
+        ("direction of a solve at rtol 1e-8, the same", fine_distance),
         ("smoothed margin, the same, relative", margins),
         ("log-loss defect", defects),
     ):
