@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 
-# The fit uses saved times with log t within this factor of the last, at least this many
-# and over at least this factor.
-_WITHIN, _POINTS, _FACTOR = 30.0, 4, 4.0
+# The fit uses saved times with log t within a factor of the last, the first of these
+# factors that leaves enough of them, and over at least the last factor.
+_WITHIN, _POINTS, _FACTOR = (30.0, 300.0, 3e3, 3e4), 4, 4.0
 
 
 def fit_rate(
@@ -23,9 +23,13 @@ def fit_rate(
     """
     use = np.isfinite(distance) & (log_t > 1.0) & (distance > rounding)
     use &= log_t <= log_t[-1] / before_end if len(log_t) else False
-    if np.any(use):
-        use &= log_t >= np.max(log_t[use]) / _WITHIN
-    if np.sum(use) < _POINTS or np.max(log_t[use]) < _FACTOR * np.min(log_t[use]):
+    for within in _WITHIN:
+        last = np.max(log_t, where=use, initial=0.0)
+        late = use & (log_t >= last / within)
+        if np.sum(late) >= _POINTS and last >= _FACTOR * np.min(log_t[late]):
+            use = late
+            break
+    else:
         return float("nan")
     x, y = np.log(log_t[use]), np.log(distance[use])
     # Saved times may be dense somewhere: every stretch of log log t weighs the same.
