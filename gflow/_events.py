@@ -52,8 +52,7 @@ class _Separated(eqx.Module):
 
 def separation(problem: Problem, params: Params) -> Scalar:
     """α, positive once ℒ < ℓ(0), when every example is classified; a forward pass."""
-    at = problem.loss.linearise(problem.outputs(params), problem.y)
-    return tailed(problem).alpha(at.log_loss, problem.num_examples)
+    return tailed(problem).alpha(problem.log_loss(params), problem.num_examples)
 
 
 def _state(condition: _Condition, y: FlowState) -> State:

@@ -94,8 +94,7 @@ class FlowField(eqx.Module):
 
         Takes a forward pass. All of the bookkeeping is in it, kept or not.
         """
-        problem = self.field.problem
-        log_loss = problem.loss.linearise(problem.outputs(params), problem.y).log_loss
+        log_loss = self.field.problem.log_loss(params)
         log_size = log_norm(moved)
         return FlowState(
             params=moved,

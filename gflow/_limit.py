@@ -5,10 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 
 from ._check import checked_problem
+from ._flat import flatten, unflattener
 from ._homogeneity import homogeneity
 from ._pairs import tailed
 from ._problem import Problem
@@ -16,7 +16,7 @@ from ._solution import Solution
 from ._times import is_concrete
 from ._types import Params
 from .limits._evidence import distances, fit_rate, saved_directions
-from .limits._flat import Flat, flatten, unflatten
+from .limits._flat import Flat
 from .limits._judge import Judge
 from .limits._result import CERTIFICATE as CERTIFICATE
 from .limits._result import SECOND_ORDER as SECOND_ORDER
@@ -118,7 +118,7 @@ def limit(
     _check_concrete(solution_or_model, data, solution)
     problem, params = checked_problem(model, data, loss, filter_spec)
     degree = _degree(problem, params, filter_spec)
-    w = flatten(params)
+    w = _vector(params)
     largest = np.max(np.abs(w))
     smoothed = _smoothed_margin(problem, params, degree)
     w = w / (largest if largest > 0 else 1.0)
@@ -153,7 +153,7 @@ def limit(
     def integer(x):
         return jnp.asarray(x, jnp.int32)
 
-    theta = unflatten(params, jnp.asarray(at.theta, dtype))
+    theta = unflattener(params)(jnp.asarray(at.theta, dtype))
     return Limit(
         direction=eqx.combine(theta, problem.static),
         degree=scalar(degree),
@@ -210,9 +210,9 @@ def _degree(problem: Problem, params: Params, filter_spec: Any) -> float:
 
 
 def _smoothed_margin(problem: Problem, params: Params, degree: float) -> float:
-    log_loss = eqx.filter_jit(lambda q, w: q.gradient(w).log_loss)(problem, params)
+    log_loss = eqx.filter_jit(lambda q, w: q.log_loss(w))(problem, params)
     alpha = float(tailed(problem).alpha(log_loss, problem.num_examples))
-    norm = float(np.linalg.norm(flatten(params)))
+    norm = float(np.linalg.norm(_vector(params)))
     # Only below ℓ(0), where ‖W‖ grows, is it known not to decrease.
     return alpha / norm**degree if alpha > 0 else -math.inf
 
@@ -229,7 +229,7 @@ def _evidence(solution, w, verdict, filter_spec, smoothed, degree, eps) -> Evide
         log_t = np.asarray(solution.log_t, np.float64)
         late = np.isfinite(log_t) & (log_t > 0)
         params = _parameters(solution.models, filter_spec, solution.final)
-        rows = saved_directions(params, _flatten_all)[late]
+        rows = saved_directions(params)[late]
         log_t = log_t[late]
         distance = distances(rows, theta)
         # Along a manifold of limits the point of it was chosen by the last state, so
@@ -252,9 +252,8 @@ def _parameters(models: Any, filter_spec: Any, final: Any) -> Any:
     return eqx.partition(models, filter_spec)[0]
 
 
-def _flatten_all(tree: Any) -> np.ndarray:
-    leaves = [np.asarray(x, np.float64) for x in jtu.tree_leaves(tree)]
-    return np.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
+def _vector(params: Params) -> np.ndarray:
+    return np.asarray(flatten(params), np.float64)
 
 
 def _approached(evidence: Evidence) -> Any:

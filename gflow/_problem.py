@@ -56,6 +56,10 @@ class Problem(eqx.Module):
         """f(x_i; W) for every example."""
         return predict(self.model(params), self.x)
 
+    def log_loss(self, params: Params) -> Scalar:
+        """log ℒ alone: a forward pass."""
+        return self.loss.linearise(self.outputs(params), self.y).log_loss
+
     def gradient(self, params: Params) -> Gradient:
         """ℒ and -∇ℒ in the log domain; one forward and one backward pass."""
         outputs, pull_back = jax.vjp(self.outputs, params)

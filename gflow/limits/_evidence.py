@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from .._flat import flatten_rows
+
 
 # The fit uses saved times with log t within a factor of the last, the first of these
 # factors that leaves enough of them, and over at least the last factor.
@@ -45,8 +47,8 @@ def distances(directions: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return np.linalg.norm(directions / norms - limit / np.linalg.norm(limit), axis=1)
 
 
-def saved_directions(models: Any, flatten_all: Any) -> np.ndarray:
+def saved_directions(params: Any) -> np.ndarray:
     """(T, P) parameters of the saved models, scaled by their largest entry."""
-    w = flatten_all(models)
+    w = np.asarray(flatten_rows(params), np.float64)
     largest = np.max(np.abs(w), axis=1, keepdims=True)
     return w / np.where(largest > 0, largest, 1.0)

@@ -5,15 +5,14 @@ algebra is NumPy's; what touches the model is compiled. Everything is scaled so 
 weights and margins are of order one: the margins are divided by a fixed `unit`.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from .._flat import flatten_rows, unflattener
 from .._pairs import curvature, pair_margins, rows
 from .._problem import Problem, dtype_of
 from .._types import Params
@@ -23,45 +22,21 @@ from .._types import Params
 _AT_ONCE = 128
 
 
-def flatten(tree: Params) -> np.ndarray:
-    """All the parameters as one float64 vector, in the order of the leaves."""
-    leaves = [np.asarray(x, np.float64).reshape(-1) for x in jtu.tree_leaves(tree)]
-    return np.concatenate(leaves)
-
-
-def unflatten(like: Params, w: Float[Array, " size"]) -> Params:
-    """The inverse: shapes and dtypes as in `like`."""
-    leaves, treedef = jtu.tree_flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1].tolist()
-    parts = jnp.split(w, ends)
-    new = [
-        part.reshape(leaf.shape).astype(leaf.dtype)
-        for part, leaf in zip(parts, leaves, strict=True)
-    ]
-    return jtu.tree_unflatten(treedef, new)
-
-
-def _stack(tree: Any, lead: int, dtype: Any) -> Array:
-    leaves = [x.astype(dtype).reshape(lead, -1) for x in jtu.tree_leaves(tree)]
-    return jnp.concatenate(leaves, axis=1)
-
-
 @eqx.filter_jit
 def _margins(problem, like, w):
-    return pair_margins(problem, unflatten(like, w))
+    return pair_margins(problem, unflattener(like)(w))
 
 
 @eqx.filter_jit
 def _rows(problem, like, w, index):
-    each = rows(problem, unflatten(like, w), index)
-    return _stack(each, index.shape[0], w.dtype)
+    return flatten_rows(rows(problem, unflattener(like)(w), index))
 
 
 @eqx.filter_jit
 def _products(problem, like, w, weights, index, vectors):
-    product = curvature(problem, unflatten(like, w), weights, index)
-    out = jax.vmap(lambda v: product(unflatten(like, v)))(vectors)
-    return _stack(out, vectors.shape[0], w.dtype)
+    unflatten = unflattener(like)
+    product = curvature(problem, unflatten(w), weights, index)
+    return flatten_rows(jax.vmap(lambda v: product(unflatten(v)))(vectors))
 
 
 class Flat:
