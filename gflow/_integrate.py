@@ -39,6 +39,7 @@ from ._times import Exp, is_concrete, is_infinity
 from ._types import Params
 from .clocks import LogTime
 from .observe import KNOWN, named
+from .solvers import PrimalDual
 
 
 # Smooth networks come to about one time the tolerance; sliding along kinks gives 1e-4
@@ -47,9 +48,9 @@ _DEFECT = 50.0
 _ROUNDING = 100.0
 # PrimalDual comes to a few times the tolerance.
 _LATE_DEFECT = 1000.0
-# log t for t = ∞, from where Newton's method finds the limit; explicit solvers pay for
-# it in proportion.
-_LATEST, _LATEST_KINKED = 1e8, 1e3
+# log t for t = ∞, from where Newton's method finds the limit. Other solvers take steps
+# in proportion to it, so where the late phase's may not be used it is earlier.
+_LATEST, _LATEST_OTHERWISE = 1e8, 1e3
 
 
 def integrate(
@@ -94,9 +95,10 @@ def integrate(
     - `loss`: one of [`gflow.losses`][], or any function `loss(prediction, y) -> scalar`
         of one example.
     - `t_span`: `(t0, t1)`, floats or `gflow.exp(v)` for t = e^v. With t1 =
-        `gflow.INFINITY` the solve goes to log t = 10^8 (10^3 where only an explicit
-        solver will do, and no further than the dtype resolves) and the solution's
-        `limit` is what [`gflow.limit`][] finds from there.
+        `gflow.INFINITY` the solve goes to log t = 10^8 (10^3 with kinks, with events,
+        or with a clock or solver of your own but `PrimalDual`, and no further than the
+        dtype resolves) and the solution's `limit` is what [`gflow.limit`][] finds from
+        there.
     - `save_at`: None for about 200 of the solver's own points, dense where the solution
         moves; an array of times or `gflow.exp(array)`; or `"steps"` for every step.
     - `observe`: observers from [`gflow.observe`][] or their names, any function of the
@@ -157,7 +159,13 @@ def integrate(
     """
     problem, params = checked_problem(model, data, loss, filter_spec)
     dtype = dtype_of(params)
-    t_span, to_limit = _finite_span(t_span, problem, params)
+    smooth = not has_kinks(problem, params)
+    events = checked_events(events)
+    # Events are located on explicit solvers' dense output.
+    free = smooth and not events
+    unasked = clock is None and solver is None
+    late = free and (unasked or isinstance(solver, PrimalDual))
+    t_span, to_limit = _finite_span(t_span, problem, params, late=late)
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
     if kinks not in ("auto", "autodiff"):
@@ -165,8 +173,6 @@ def integrate(
     if branch not in ("steepest", "stay"):
         raise ValueError(f"branch={branch!r} is not known; use 'steepest' or 'stay'.")
     observers = named(observe, KNOWN)
-    events = checked_events(events)
-    smooth = not has_kinks(problem, params)
     resume = as_resume(resume)
     routes = chosen_routes(
         clock,
@@ -176,8 +182,7 @@ def integrate(
         t0,
         t1,
         rtol,
-        # Events are located on explicit solvers' dense output.
-        free=smooth and not events,
+        free=free,
         relayed=resume is not None and isinstance(resume.position, Baton),
     )
     first = routes[0]
@@ -223,8 +228,13 @@ def integrate(
     return thrown(solution) if throw else solution
 
 
-def _finite_span(t_span: Any, problem: Problem, params: Params) -> tuple[Any, bool]:
-    """The span to solve over, and whether its end stands for t = ∞."""
+def _finite_span(
+    t_span: Any, problem: Problem, params: Params, *, late: bool
+) -> tuple[Any, bool]:
+    """The span to solve over, and whether its end stands for t = ∞.
+
+    `late`: whether the late phase's solver may be used.
+    """
     try:
         t0, t1 = t_span
     except (TypeError, ValueError):
@@ -243,7 +253,7 @@ def _finite_span(t_span: Any, problem: Problem, params: Params) -> tuple[Any, bo
             f"{type(problem.loss).__name__} has none; integrate to a late time."
         )
     degree_of("t1 = gflow.INFINITY", problem, params)
-    latest = _LATEST_KINKED if has_kinks(problem, params) else _LATEST
+    latest = _LATEST if late else _LATEST_OTHERWISE
     return (t0, Exp(min(latest, resolved(dtype_of(params))))), True
 
 

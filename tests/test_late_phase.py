@@ -1,5 +1,6 @@
 """The late phase: explicit solvers, closed forms, and truth at log t = 1e8."""
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -394,8 +395,50 @@ def test_infinity():
     # JT Prop. 4.4: the product is the hard-margin solution; its margin is that of the
     # support vector machine times L^(-L/2) = 1/2, found here by a linear network.
     linear = gflow.nn.Linear(4, "scalar", key=jax.random.key(0), dtype=float)
-    one = gflow.integrate(linear, (x, y), Logistic(), (0.0, gflow.INFINITY)).limit
-    assert float(sol.limit.margin) == pytest.approx(float(one.margin) / 2, rel=1e-10)
+    one = gflow.integrate(
+        linear,
+        (x, y),
+        Logistic(),
+        (0.0, gflow.INFINITY),
+        clock=gflow.clocks.LogTime(),
+    )
+    # In this clock the steps grow with log t, so that infinity is nearer.
+    assert float(one.log_t_final) == pytest.approx(1e3)
+    margin = float(one.limit.margin) / 2
+    assert float(sol.limit.margin) == pytest.approx(margin, rel=1e-10)
+
+
+class Stopped(Exception):
+    """Raised before anything is compiled."""
+
+
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        ({}, 1e8),
+        ({"solver": PrimalDual()}, 1e8),
+        ({"solver": PrimalDual(), "clock": gflow.clocks.LogLogTime()}, 1e8),
+        ({"solver": dfx.Tsit5()}, 1e3),
+        ({"clock": gflow.clocks.LogTime()}, 1e3),
+        ({"clock": gflow.clocks.LogLogTime()}, 1e3),
+        ({"events": lambda state: state.log_loss + 1.0}, 1e3),
+        ({"model": gflow.nn.MLP(5, 3, 2, "scalar", key=jax.random.key(0))}, 1e3),
+    ],
+)
+def test_where_infinity_is(options, end, monkeypatch):
+    """As late as the late phase's solver comes, or as the others can afford."""
+    ends = []
+
+    def stop(save_at, t0, t1, *rest):
+        ends.append(float(t1.log))
+        raise Stopped
+
+    monkeypatch.setattr("gflow._integrate.scheduled", stop)
+    model, data = instance(0)
+    options = {"model": model, "data": data, "loss": Logistic()} | options
+    with pytest.raises(Stopped):
+        gflow.integrate(t_span=(0.0, gflow.INFINITY), **options)
+    assert ends == [end]
 
 
 def test_infinity_where_there_is_none(getkey):
