@@ -64,8 +64,15 @@ def can_locate(dtype: Any) -> bool:
     return jnp.dtype(dtype) == jnp.result_type(float)
 
 
-def check_events(events: tuple[Any, ...], clock: AbstractClock, dtype: Any) -> None:
+def check_events(events: tuple[Any, ...], route: Route, dtype: Any) -> None:
     """ValueError where events, or the end of the solve, could not be located."""
+    clock = route.clock
+    if events and isinstance(route.solver, PrimalDual):
+        raise ValueError(
+            "events are located on the solver's dense output, which is far from "
+            "accurate over the long steps of PrimalDual; leave solver out, or use "
+            "clock=gflow.clocks.LogTime() instead."
+        )
     if can_locate(dtype) or not (events or not isinstance(clock, AbstractTimeClock)):
         return
     what = "events" if events else f"the clock {type(clock).__name__}"

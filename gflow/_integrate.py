@@ -119,7 +119,7 @@ def integrate(
         `save_at="steps"`, which keeps all).
     - `events`: functions of the observed state; the solve stops where one changes sign
         (a number) or becomes true (a boolean, false at the start). Each step then
-        costs one gradient more.
+        costs one gradient more. Not with `PrimalDual`.
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.
@@ -161,7 +161,7 @@ def integrate(
     dtype = dtype_of(params)
     smooth = not has_kinks(problem, params)
     events = checked_events(events)
-    # Events are located on explicit solvers' dense output.
+    # Events are located on the dense output, for which late steps are too long.
     free = smooth and not events
     unasked = clock is None and solver is None
     late = free and (unasked or isinstance(solver, PrimalDual))
@@ -196,7 +196,7 @@ def integrate(
                 "explicit solver such as diffrax.Tsit5(), another clock, or "
                 "save_at=None."
             )
-    check_events(events, first.clock, dtype)
+    check_events(events, first, dtype)
     check_resume(resume, params, routes)
     plan = Plan(
         routes=routes,

@@ -17,6 +17,7 @@ import pytest
 import gflow
 from gflow import losses
 from gflow.clocks import Alpha, LogTime, Physical
+from gflow.solvers import PrimalDual
 
 
 class Dot(eqx.Module):
@@ -500,6 +501,11 @@ CASES = {
         {"events": lambda state: state.outputs},
         r"an event returns one number or boolean.*shape \(3,\)",
         REMEDY,
+    ),
+    "event with the late phase's solver": (
+        {"events": lambda state: state.log_loss, "solver": PrimalDual()},
+        "events are located on .* PrimalDual",
+        r"leave solver out, or use clock=gflow\.clocks\.LogTime\(\)",
     ),
     "resuming from a number": (
         {"resume": 3.0},
