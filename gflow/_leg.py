@@ -111,8 +111,17 @@ class Runner(eqx.Module):
             work=self.blank.work,
         )
 
-    def run(self, start: Position, active: BoolScalar | None = None) -> Leg:
-        """From a position to the end or, if not `active`, nowhere."""
+    def run(
+        self,
+        start: Position,
+        active: BoolScalar | None = None,
+        *,
+        fresh: BoolScalar | bool,
+    ) -> Leg:
+        """From a position to the end or, if not `active`, nowhere.
+
+        `fresh`: whether this route's step and stage were prepared there anew.
+        """
         times = self.times
         end = times.end_reading
         if active is not None:
@@ -120,7 +129,7 @@ class Runner(eqx.Module):
             further = active & (end > start.reading)
             end = jnp.where(further, end, start.reading)
         solved = self._kept(start, end)
-        stats = _stats(self.plan, self.route, solved, start, self.watching)
+        stats = _stats(self.plan, self.route, solved, start, self.watching, fresh)
         num_kept = solved.num_kept
         if active is not None:
             idle = 0 if self.plan.save == "given" else 1
@@ -227,7 +236,14 @@ def _result(solved: Solved, times: Times) -> RESULTS:
     )
 
 
-def _stats(plan: Plan, route: Route, solved: Solved, start: Position, watching: bool):
+def _stats(
+    plan: Plan,
+    route: Route,
+    solved: Solved,
+    start: Position,
+    watching: bool,
+    fresh: BoolScalar | bool,
+) -> dict[str, Any]:
     counts = solved.counts
     each = gradients_per_step(route.solver)
     spent, before = solved.end.controller_state.spent, start.controller_state.spent
@@ -237,11 +253,16 @@ def _stats(plan: Plan, route: Route, solved: Solved, start: Position, watching: 
         "num_rejected_steps": counts.num_steps - counts.num_accepted_steps,
     }
     whole = counts.num_steps.dtype
+    # The first stage; and the choice of the first step, unless it is given.
+    first = 1 if isinstance(route.solver, PrimalDual) else 3
+    first = jnp.where(fresh, jnp.asarray(first, whole), 0)
     if spent is not None:
         spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
-        return stats | {"num_gradients": spent.gradients, "num_newton": spent.newton}
+        gradients = spent.gradients + first
+        return stats | {"num_gradients": gradients, "num_newton": spent.newton}
     if each is None:
         return stats | {"num_gradients": jnp.full_like(counts.num_steps, -1)}
-    # Events look at every step, with a gradient; separation with a third of one.
+    # Events look at every step, with a gradient; separation with a third of one,
+    # rounded up.
     each = each + (1 if plan.events or watching else 0)
-    return stats | {"num_gradients": counts.num_steps * each}
+    return stats | {"num_gradients": counts.num_steps * each + first}

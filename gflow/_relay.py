@@ -85,7 +85,7 @@ def relay(
     else:
         begin = first.begin()
     apart = separation(problem, begin.state.params) > 0
-    one = first.run(begin, on_first & ~apart)
+    one = first.run(begin, on_first & ~apart, fresh=resumed is None)
 
     # The late phase, if it pays.
     apart = separation(problem, one.end.state.params) > 0
@@ -103,7 +103,7 @@ def relay(
     if baton is not None:
         there = _select(baton.leg == 1, late.adapted(baton.positions[1]), there)
         on_late = on_late | (baton.leg == 1)
-    two = late.run(there, on_late)
+    two = late.run(there, on_late, fresh=chosen)
 
     # And on, if it is not or has failed.
     broken = on_late & (two.result == RESULTS.unresolved)
@@ -112,13 +112,15 @@ def relay(
         jnp.where(on_late, two.end_log_elapsed, one.end_log_elapsed),
         _select(on_late, last.booked(two.end.state), last.booked(one.end.state)),
     )
+    fresh = rest
     if same:
         there = _select(stopped & ~chosen, last.adapted(one.end), there)
+        fresh = broken
     if baton is not None:
         resumes = (baton.leg == 2) & ~on_first
         there = _select(resumes, last.adapted(baton.positions[2]), there)
         rest = rest | resumes
-    three = last.run(there, rest)
+    three = last.run(there, rest, fresh=fresh)
 
     end_of = Baton(
         (one.end, two.end, three.end),

@@ -62,7 +62,7 @@ def run(
         assert resumed is None or isinstance(resumed, Position)
         alone = ready(0)
         begin = alone.begin() if resumed is None else alone.adapted(resumed)
-        legs = (alone.run(begin),)
+        legs = (alone.run(begin, fresh=resumed is None),)
         position, result = legs[0].end, legs[0].result
     track = joined(legs, given=plan.save == "given")
     states = track.states
@@ -153,13 +153,10 @@ def _stats(legs: tuple[Leg, ...], *, fresh: bool) -> dict[str, Any]:
     for leg in legs:
         for name, count in leg.stats.items():
             stats[name] = stats[name] + count if name in stats else count
-    # One gradient for the unit of energy, two to choose the first step, one for the
-    # first stage; for every further leg that ran the last three.
+    # And one gradient for the unit of energy.
     total = stats["num_gradients"]
-    starts = jnp.asarray(4 if fresh else 0, total.dtype)
-    for leg in legs[1:]:
-        starts = starts + 3 * (leg.stats["num_steps"] > 0).astype(total.dtype)
-    return stats | {"num_gradients": jnp.where(total >= 0, total + starts, -1)}
+    unit = jnp.asarray(1 if fresh else 0, total.dtype)
+    return stats | {"num_gradients": jnp.where(total >= 0, total + unit, -1)}
 
 
 def _parts(plan: Plan, schedule: Schedule, legs: tuple[Leg, ...]) -> tuple[Part, ...]:

@@ -277,13 +277,12 @@ def test_resumes_bit_for_bit():
     model, data = instance(0)
     span = (0.0, gflow.exp(1e6))
     whole = gflow.integrate(model, data, Exponential(), span)
-    steps = int(whole.stats["num_steps"])
     for most in (20, 60):
         part = gflow.integrate(
             model, data, Exponential(), span, max_steps=most, throw=False
         )
+        all_parts = [part]
         while part.result == gflow.RESULTS.max_steps_reached:
-            steps -= int(part.stats["num_steps"])
             part = gflow.integrate(
                 model,
                 data,
@@ -293,7 +292,12 @@ def test_resumes_bit_for_bit():
                 throw=False,
                 resume=part,
             )
+            all_parts.append(part)
         np.testing.assert_array_equal(part.final.w, whole.final.w)
+        for name in ("num_steps", "num_gradients"):
+            counted = sum(int(one.stats[name]) for one in all_parts)
+            assert counted == int(whole.stats[name])
+    assert sum(int(one.stats["num_gradients"]) for one in whole.parts) + 1 == counted
 
 
 def test_goes_back_if_the_late_phase_fails(monkeypatch):
