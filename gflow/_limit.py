@@ -7,9 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._check import checked_problem
+from ._check import checked_problem, degree_of
 from ._flat import flatten, unflattener
-from ._homogeneity import homogeneity
 from ._pairs import tailed
 from ._problem import Problem
 from ._solution import Solution
@@ -117,7 +116,7 @@ def limit(
     model = solution_or_model if solution is None else solution.final
     _check_concrete(solution_or_model, data, solution)
     problem, params = checked_problem(model, data, loss, filter_spec)
-    degree = _degree(problem, params, filter_spec)
+    degree = _degree(problem, params)
     w = _vector(params)
     largest = np.max(np.abs(w))
     smoothed = _smoothed_margin(problem, params, degree)
@@ -188,20 +187,14 @@ def _check_concrete(given: Any, data: Any, solution: Solution | None) -> None:
         )
 
 
-def _degree(problem: Problem, params: Params, filter_spec: Any) -> float:
+def _degree(problem: Problem, params: Params) -> float:
     if not problem.is_tailed:
         raise ValueError(
             f"the loss {type(problem.loss).__name__} has no exponential tail, so the "
             "flow does not maximise a margin; use Exponential, Logistic, CrossEntropy "
             "or MulticlassExponential."
         )
-    model = problem.model(params)
-    try:
-        degree = homogeneity(model, problem.x, filter_spec=filter_spec)
-    except ValueError as error:
-        raise ValueError(
-            f"the limit is defined for positively homogeneous models: {error}"
-        ) from error
+    degree = degree_of("the limit", problem, params)
     if not degree > 0:
         raise ValueError(
             f"the model has degree {degree} in its weights; a limit needs L > 0."
