@@ -10,10 +10,9 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int
 
-from ._problem import Problem, predict
+from ._problem import Problem, dtype_of, predict
 from ._types import Params
 from .losses import AbstractTailedLoss
 from .nn import Batched
@@ -56,9 +55,8 @@ def rows(problem: Problem, params: Params, index: Int[Array, " some"]) -> Params
     """∇p_m(W) for the given m, stacked along a leading axis."""
     if isinstance(problem.model(params), Batched):
         _, pull_back = jax.vjp(lambda w: pair_margins(problem, w), params)
-        number = pair_margins_shape(problem, params)
-        dtype = jnp.result_type(*jtu.tree_leaves(params))
-        one_hot = jax.nn.one_hot(index, number, dtype=dtype)
+        number = num_pairs(problem, params)
+        one_hot = jax.nn.one_hot(index, number, dtype=dtype_of(params))
         return jax.vmap(lambda c: pull_back(c)[0])(one_hot)
     wrong = _wrong(problem, params)
 
@@ -76,27 +74,25 @@ def curvature(
     problem: Problem,
     params: Params,
     weights: Float[Array, " some"],
-    index: Int[Array, " some"] | None = None,
+    index: Int[Array, " some"],
 ) -> Callable[[Params], Params]:
     r"""The product v ↦ $\sum_m \lambda_m\nabla^2 p_m(W)\,v$ with given weights λ.
 
-    Over all m if `index` is None. Linearised once, so that further products cost about
-    two gradients each.
+    The sum is over the m in `index`. Linearised once, so that further products cost
+    about two gradients each.
     """
 
     def total(w):
-        if index is None:
-            return jnp.sum(weights * pair_margins(problem, w))
         return jnp.sum(weights * some_pairs(problem, w, index))
 
     _, product = jax.linearize(jax.grad(total), params)
     return product
 
 
-def pair_margins_shape(problem: Problem, params: Params) -> int:
+def num_pairs(problem: Problem, params: Params) -> int:
     """M, the number of pairs."""
     return jax.eval_shape(lambda w: pair_margins(problem, w), params).shape[0]
 
 
 def _wrong(problem: Problem, params: Params) -> int:
-    return pair_margins_shape(problem, params) // problem.num_examples
+    return num_pairs(problem, params) // problem.num_examples

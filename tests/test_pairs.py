@@ -98,7 +98,7 @@ def test_curvature(loss, getkey):
     weights = jr.uniform(getkey(), (number,))
     hessian = jax.hessian(lambda w: weights @ pair_margins(problem, unravel(w)))(flat)
     v = jr.normal(getkey(), flat.shape)
-    product = curvature(problem, params, weights)(unravel(v))
+    product = curvature(problem, params, weights, jnp.arange(number))(unravel(v))
     np.testing.assert_allclose(
         jax.flatten_util.ravel_pytree(product)[0], hessian @ v, **tolerance(v.dtype, 10)
     )
