@@ -298,7 +298,7 @@ def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:
     """What to warn of where the energy balance is known not to hold."""
     if not is_concrete((solution, params, atol)) or solution.log_t.ndim != 1:
         return None
-    defect = float(np.max(np.abs(np.nan_to_num(np.asarray(solution.energy_defect)))))
+    defect = _largest(solution.energy_defect)
     tolerance = float(solution.rtol)
     if float(atol) > 0:
         smallest = min(float(array_norm(leaf)) for leaf in jtu.tree_leaves(params))
@@ -327,7 +327,7 @@ def _late_imbalance(solution: Solution, allowed: float) -> str | None:
     ran = [p.solver for p in solution.parts if int(p.stats["num_steps"]) > 0]
     if ran[-1:] != ["PrimalDual"] or solution.log_loss_defect is None:
         return None
-    defect = float(np.max(np.abs(np.nan_to_num(np.asarray(solution.log_loss_defect)))))
+    defect = _largest(solution.log_loss_defect)
     if defect <= allowed:
         return None
     return (
@@ -335,6 +335,11 @@ def _late_imbalance(solution: Solution, allowed: float) -> str | None:
         f"{defect:.1e} of itself: the late phase may have left the flow. Integrate "
         "with a smaller rtol, or with clock=gflow.clocks.LogTime()."
     )
+
+
+def _largest(defect: Any) -> float:
+    """The largest absolute value, but for NaN, where nothing was reached."""
+    return float(np.max(np.abs(np.nan_to_num(np.asarray(defect)))))
 
 
 def _cut(solution: Solution, count: int) -> Solution:

@@ -72,7 +72,8 @@ def relay(
     on_first = jnp.asarray(True)
     failed = jnp.asarray(False)
     if baton is not None:
-        # What went on explicitly because it had paid is looked at again.
+        # What went on explicitly because the late phase would not have paid is looked
+        # at again: now the end is later.
         again = (baton.leg == 2) & ~baton.failed & same
         on_first, failed = (baton.leg == 0) | again, baton.failed
         begin = baton.positions[0]

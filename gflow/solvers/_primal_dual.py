@@ -113,7 +113,8 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         dtype = solver_state.slope.dtype
         times = t0 + h * jnp.asarray(_C, dtype)
         theta0 = flatten(y0.params) / self._scale(t0)
-        tolerance = jnp.asarray(1e-8 if self.tolerance is None else self.tolerance)
+        assert self.tolerance is not None, "integrate() derives it from its rtol"
+        tolerance = jnp.asarray(self.tolerance, dtype)
 
         def implicit(carry, row):
             slopes, points, good, work = carry
@@ -123,7 +124,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
             stage = self._stage(field, y0.params, time, base, gamma * h)
             point, found, spent = jax.lax.cond(
                 good,
-                lambda: solve_stage(stage, guessed, tolerance.astype(dtype)),
+                lambda: solve_stage(stage, guessed, tolerance),
                 lambda: (guessed, jnp.asarray(False), no_work(dtype)),
             )
             slopes = slopes.at[i].set((point.theta - base) / (gamma * h))
