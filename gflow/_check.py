@@ -1,5 +1,6 @@
 """Errors before tracing: what was wrong, and what to do about it."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -155,30 +156,37 @@ def _check_loss(loss: AbstractLoss, outputs: Any, y: Any) -> None:
         ) from error
 
 
-def degree_for(
-    observers: Mapping[str, Any], problem: Problem, params: Params
-) -> float | None:
-    """The degree L if an observer needs it; ValueError if there is none."""
-    asking = [name for name, one in observers.items() if one.needs_degree]
-    if not asking:
-        return None
-    return degree_of(f"observer {asking[0]!r} divides by ‖W‖^L, so it", problem, params)
+class Degree:
+    """The degree of homogeneity L, measured once, where it is first needed."""
 
+    def __init__(self, problem: Problem, params: Params):
+        self._problem, self._params = problem, params
 
-def degree_of(who: str, problem: Problem, params: Params) -> float:
-    """The degree L; ValueError, saying who needs it, if the model has none."""
-    try:
-        return homogeneity(
-            problem.model(params),
-            problem.x,
-            filter_spec=jtu.tree_map(
-                lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None
-            ),
+    @functools.cached_property
+    def _measured(self) -> float:
+        spec = jtu.tree_map(
+            lambda leaf: leaf is not None,
+            self._params,
+            is_leaf=lambda leaf: leaf is None,
         )
-    except ValueError as error:
-        raise ValueError(
-            f"{who} needs a positively homogeneous model: {error}"
-        ) from error
+        model = self._problem.model(self._params)
+        return homogeneity(model, self._problem.x, filter_spec=spec)
+
+    def needed_by(self, who: str) -> float:
+        """L; ValueError, saying who needs it, if the model has none."""
+        try:
+            return self._measured
+        except ValueError as error:
+            raise ValueError(
+                f"{who} needs a positively homogeneous model: {error}"
+            ) from error
+
+    def needed_for(self, observers: Mapping[str, Any]) -> float | None:
+        """L if an observer divides by ‖W‖^L; ValueError if the model has none."""
+        asking = [name for name, one in observers.items() if one.needs_degree]
+        if not asking:
+            return None
+        return self.needed_by(f"observer {asking[0]!r} divides by ‖W‖^L, so it")
 
 
 def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> None:

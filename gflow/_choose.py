@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ._check import degree_of
+from ._check import Degree
 from ._norms import array_norm, log_norm
 from ._plan import Route
 from ._problem import Problem, dtype_of
@@ -141,6 +141,7 @@ def chosen_routes(
     solver: Any,
     problem: Problem,
     params: Params,
+    degree: Degree,
     t0: Any,
     t1: Any,
     rtol: Any,
@@ -159,19 +160,18 @@ def chosen_routes(
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
-    first = Route(clock, checked_solver(solver, problem, params, rtol))
+    first = Route(clock, checked_solver(solver, degree, dtype, rtol))
     if not (free and problem.is_tailed):
         return (first,)
     span = log_elapsed(t1, t0)
     if not relayed and is_concrete(span) and not may_pay(span):
         return (first,)
     try:
-        degree = degree_of("the late phase", problem, params)
+        if degree.needed_by("the late phase") <= 0:
+            return (first,)
     except ValueError:
         return (first,)
-    if degree <= 0:
-        return (first,)
-    late = _completed(PrimalDual(degree), problem, params, rtol)
+    late = _completed(PrimalDual(), degree, dtype, rtol)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
 
 
@@ -189,7 +189,7 @@ def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:
 
 
 def checked_solver(
-    solver: Any, problem: Problem, params: Params, rtol: Any
+    solver: Any, degree: Degree, dtype: Any, rtol: Any
 ) -> dfx.AbstractSolver:
     """The user's solver, completed, or the default."""
     if solver is None:
@@ -207,18 +207,17 @@ def checked_solver(
             "steps drive Diffrax yourself with gflow.vector_field."
         )
     if isinstance(solver, PrimalDual):
-        return _completed(solver, problem, params, rtol)
+        return _completed(solver, degree, dtype, rtol)
     return solver
 
 
 def _completed(
-    solver: PrimalDual, problem: Problem, params: Params, rtol: Any
+    solver: PrimalDual, measured: Degree, dtype: Any, rtol: Any
 ) -> PrimalDual:
     degree, tolerance = solver.degree, solver.tolerance
     if degree is None:
-        degree = degree_of("the solver PrimalDual", problem, params)
+        degree = measured.needed_by("the solver PrimalDual")
     if tolerance is None:
-        dtype = dtype_of(params)
         tolerance = jnp.maximum(
             _NEWTON * jnp.asarray(rtol, dtype), 16 * jnp.finfo(dtype).eps
         )

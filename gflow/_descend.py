@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._check import checked_problem, degree_for
+from ._check import Degree, checked_problem
 from ._kinks import has_kinks
 from ._problem import Gradient, Problem, dtype_of
 from ._save_steps import checked_targets, is_integer, is_real
@@ -128,7 +128,7 @@ def descend(
     plan = _Plan(
         observers=observers,
         transformation=transformation,
-        degree=degree_for(observers, problem, params),
+        degree=Degree(problem, params).needed_for(observers),
         kinks="autodiff" if has_kinks(problem, params) else "none",
     )
     log_step = jnp.asarray(np.nan if step is None else log_of(step), dtype)

@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ._check import (
-    check_tolerances,
-    checked_problem,
-    checked_span,
-    degree_for,
-    degree_of,
-)
+from ._check import Degree, check_tolerances, checked_problem, checked_span
 from ._choose import (
     as_resume,
     check_events,
@@ -165,7 +159,8 @@ def integrate(
     free = smooth and not events
     unasked = clock is None and solver is None
     late = free and (unasked or isinstance(solver, PrimalDual))
-    t_span, to_limit = _finite_span(t_span, problem, params, late=late)
+    degree = Degree(problem, params)
+    t_span, to_limit = _finite_span(t_span, problem, params, degree, late=late)
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
     if kinks not in ("auto", "autodiff"):
@@ -179,6 +174,7 @@ def integrate(
         solver,
         problem,
         params,
+        degree,
         t0,
         t1,
         rtol,
@@ -203,7 +199,7 @@ def integrate(
         observers=observers,
         events=events,
         save=save,
-        degree=degree_for(observers, problem, params),
+        degree=degree.needed_for(observers),
         max_steps=checked_max_steps(max_steps, save),
         progress=bool(progress),
         kinks="none" if smooth else "autodiff",
@@ -229,7 +225,7 @@ def integrate(
 
 
 def _finite_span(
-    t_span: Any, problem: Problem, params: Params, *, late: bool
+    t_span: Any, problem: Problem, params: Params, degree: Degree, *, late: bool
 ) -> tuple[Any, bool]:
     """The span to solve over, and whether its end stands for t = ∞.
 
@@ -252,7 +248,7 @@ def _finite_span(
             f"t1 = gflow.INFINITY needs a loss with an exponential tail, and "
             f"{type(problem.loss).__name__} has none; integrate to a late time."
         )
-    degree_of("t1 = gflow.INFINITY", problem, params)
+    degree.needed_by("t1 = gflow.INFINITY")
     latest = _LATEST if late else _LATEST_OTHERWISE
     return (t0, Exp(min(latest, resolved(dtype_of(params))))), True
 

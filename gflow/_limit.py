@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._check import checked_problem, degree_of
+from ._check import Degree, checked_problem
 from ._flat import flatten, unflattener
 from ._pairs import tailed
 from ._problem import Problem
@@ -194,7 +194,7 @@ def _degree(problem: Problem, params: Params) -> float:
             "flow does not maximise a margin; use Exponential, Logistic, CrossEntropy "
             "or MulticlassExponential."
         )
-    degree = degree_of("the limit", problem, params)
+    degree = Degree(problem, params).needed_by("the limit")
     if not degree > 0:
         raise ValueError(
             f"the model has degree {degree} in its weights; a limit needs L > 0."

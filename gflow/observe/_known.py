@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._check import checked_problem, degree_for
+from .._check import Degree, checked_problem
 from . import _geometry, _margins
 from ._observer import Observer, named
 from ._state import observe_at
@@ -40,7 +40,7 @@ def evaluate(
     """
     observers = named(observe, KNOWN)
     problem, params = checked_problem(model, data, loss, filter_spec)
-    degree = degree_for(observers, problem, params)
+    degree = Degree(problem, params).needed_for(observers)
     return _evaluate(problem, params, degree, observers)
 
 
