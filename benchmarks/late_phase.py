@@ -10,7 +10,6 @@ are second calls.
 """
 
 import argparse
-import platform
 import time
 
 import diffrax
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from _machine import print_machine
 
 import gflow
 
@@ -252,12 +252,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one problem, 5 instances")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    device = jax.devices()[0]
-    print(f"machine   {platform.machine()}, {device.platform} ({device.device_kind})")
-    print(
-        f"versions  jax {jax.__version__}, diffrax {diffrax.__version__}, "
-        f"equinox {eqx.__version__}, gflow {gflow.__version__}"
-    )
+    print_machine()
     for name, model, data, loss in problems(arguments.quick):
         table(name, model, data, loss, arguments.quick)
     instances(5 if arguments.quick else 100)

@@ -9,14 +9,13 @@ combinations, error norms, energy balance, dense output. Compiled first, the med
 several interleaved repeats.
 """
 
-import platform
 import statistics
 import time
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from _machine import print_machine
 
 import gflow
 
@@ -101,12 +100,7 @@ def flow(model, x, y, t1, **options):
 
 def main():
     jax.config.update("jax_enable_x64", True)
-    device = jax.devices()[0]
-    print(f"machine   {platform.machine()}, {device.platform} ({device.device_kind})")
-    print(
-        f"versions  jax {jax.__version__}, diffrax {diffrax.__version__}, "
-        f"equinox {eqx.__version__}, gflow {gflow.__version__}"
-    )
+    print_machine()
     print("float64, median of 5 interleaved repeats\n")
     header = (
         f"{'P':>9} {'n':>5} {'gradients':>9} | {'bare':>9} {'Euler loop':>10} "
