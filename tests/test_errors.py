@@ -633,26 +633,26 @@ def test_traced_arguments_are_not_checked_for_values():
 @pytest.mark.parametrize("dtype, log_t", [(np.float32, 1e6), (np.float64, 1e14)])
 def test_times_that_rounding_blurs(dtype, log_t):
     """The solve stops where eps log t = 1 %, and says so; what it kept is good."""
-    model = Dot(jnp.ones(2, dtype))
-    data = np.eye(2), np.ones(2)
     latest = 0.01 / np.finfo(dtype).eps
-    sol = gflow.integrate(
-        model,
-        data,
-        losses.Logistic(),
-        (0.0, gflow.exp(log_t)),
-        rtol=1e-4,
-        save_at=gflow.exp(np.array([1e3, 0.9 * latest, 1.1 * latest])),
-        throw=False,
-    )
+
+    def solve(throw):
+        return gflow.integrate(
+            Dot(jnp.ones(2, dtype)),
+            (np.eye(2), np.ones(2)),
+            losses.Logistic(),
+            (0.0, gflow.exp(log_t)),
+            rtol=1e-4,
+            save_at=gflow.exp(np.array([1e3, 0.9 * latest, 1.1 * latest])),
+            throw=throw,
+        )
+
+    sol = solve(throw=False)
     assert sol.result == gflow.RESULTS.precision
     np.testing.assert_allclose(sol.log_t_final, latest, rtol=1e-5)
     np.testing.assert_allclose(-sol.log_loss[:2] / sol.log_t[:2], 1.0, rtol=1e-2)
     assert np.all(np.isnan(sol.log_loss[2:]))
     with pytest.raises(RuntimeError, match="rounding blurs"):
-        gflow.integrate(
-            model, data, losses.Logistic(), (0.0, gflow.exp(log_t)), rtol=1e-4
-        )
+        solve(throw=True)
 
 
 @pytest.mark.parametrize(
