@@ -1,0 +1,1 @@
+"""Clarke subdifferentials at kinks."""
