@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog, lsq_linear
 
-from gflow.clarke._box import box_min_norm, gap
-from gflow.clarke._hull import hull_min_norm
-from gflow.clarke._patterns import box_is_exact, feasible_patterns
+from gflow._box import box_min_norm, gap
+from gflow._hull import hull_min_norm
+from gflow._patterns import box_is_exact, feasible_patterns
 
 from .helpers import rng, tolerance
 

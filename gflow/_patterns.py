@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._norms import array_norm
-from .._types import BoolScalar, IntScalar
 from ._hull import hull_min_norm
+from ._norms import array_norm
+from ._types import BoolScalar, IntScalar
 
 
 # Roundings per normal: what unit vectors that ought to be dependent may be off by. A

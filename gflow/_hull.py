@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._types import BoolScalar, IntScalar, Scalar
 from ._box import SIGN, curvature, factorise, few_moves, most_moves, product, solve
+from ._types import BoolScalar, IntScalar, Scalar
 
 
 class Hull(eqx.Module):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._types import BoolScalar, IntScalar, Scalar
+from ._types import BoolScalar, IntScalar, Scalar
 
 
 # Of the square of the sine between a row and the span of others, per unit of rounding.
