@@ -1,27 +1,23 @@
-"""Does a model have kinks?"""
+"""Which equations of a jaxpr have kinks."""
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._problem import Problem
-from ._types import Params
-from .losses import Custom
-
 
 # Primitives whose derivative jumps, and comparisons, which pick a branch. (A smooth
-# function in two pieces, such as elu, is taken for a kink as well: its energy balance
-# will tell.)
+# function in two pieces, such as elu, is taken for a kink as well. Rounding jumps.)
 _KINKED = {
     "abs",
     "argmax",
     "argmin",
+    "ceil",
     "clamp",
     "cummax",
     "cummin",
+    "floor",
     "ge",
     "gt",
     "le",
@@ -34,6 +30,7 @@ _KINKED = {
     "reduce_window_min",
     "select_and_scatter_add",
     "select_and_gather_add",
+    "round",
     "sign",
     "sort",
     "top_k",
@@ -43,48 +40,42 @@ _KINKED = {
 _SMOOTH = {"logaddexp"}
 
 
-def has_kinks(problem: Problem, params: Params) -> bool:
-    """Whether the model, or the user's loss, uses a primitive with a kink.
+def live_equations(jaxpr: Any) -> list[bool]:
+    """Which equations have a kink (or call some that do) that a derivative meets.
 
-    The square of relu or of an absolute value is not counted: its derivative is
-    continuous, and that is enough for the flow to be unique.
+    Backwards from the outputs, so that what no derivative flows through (the maximum
+    that softmax subtracts) is not seen. The square of relu or of an absolute value is
+    not counted: its derivative is continuous, and that is enough for the flow to be
+    unique.
     """
-
-    def outputs(p):
-        f = problem.outputs(p)
-        # The library's losses are smooth; a user's need not be.
-        if isinstance(problem.loss, Custom):
-            return jax.vmap(problem.loss.function)(f, problem.y)
-        return f
-
-    closed = eqx.filter_make_jaxpr(outputs)(params)[0]
-    return bool(_primitives(closed.jaxpr) & _KINKED)
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    # Backwards from the outputs, so that what no derivative flows through (the maximum
-    # that softmax subtracts) is not seen.
-    found: set[str] = set()
     uses = _uses(jaxpr)
     live = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    found: list[bool] = []
     for equation in reversed(jaxpr.eqns):
         name = equation.primitive.name
         if name == "stop_gradient" or not live & set(equation.outvars):
+            found.append(False)
             continue
         live |= {v for v in equation.invars if not hasattr(v, "val")}
-        if _called(equation) in _SMOOTH:
-            continue
-        if _vanishes_at_kink(equation) and _is_squared(equation, uses):
-            continue
-        if any(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.invars):
-            found.add(name)  # not comparisons of indices
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                found |= _primitives(inner)
-    return found
+        smooth = _called(equation) in _SMOOTH or (
+            _vanishes_at_kink(equation) and _is_squared(equation, uses)
+        )
+        # Not comparisons of indices.
+        floats = any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.invars)
+        kinked = (name in _KINKED and floats) or any(
+            any(live_equations(inner)) for inner in _inner(equation)
+        )
+        found.append(kinked and not smooth)
+    return found[::-1]
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    leaves = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+    )
+    inner = [getattr(value, "jaxpr", value) for value in leaves]
+    return [one for one in inner if hasattr(one, "eqns")]
 
 
 def _uses(jaxpr: Any) -> dict[Any, list[Any]]:
