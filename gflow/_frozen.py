@@ -1,0 +1,238 @@
+"""The problem with its branches held fixed: smooth, and the flow between kinks."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int
+
+from ._branches import Taken, UnsupportedKink, evaluate
+from ._flat import flatten, flatten_rows
+from ._norms import array_norm
+from ._problem import Gradient, Problem, dtype_of
+from ._types import Params
+from .losses import Custom
+from .losses._abstract import Linearised
+from .nn import Batched
+
+
+_FLIPS = 4  # random signs of W by which the size of pre-activations is measured
+
+
+class Rows(eqx.Module):
+    """At some kinks, as vectors of all parameters: what crossing them does."""
+
+    normals: Float[Array, "kinks P"]  # ∇z_k
+    # The change of -∇ℒ from the lower branch to the upper one, in the gradient's scale.
+    jumps: Float[Array, "kinks P"]
+
+
+class Frozen(eqx.Module):
+    r"""ℒ(W; s) with given branches s, which is ℒ(W) where they fit.
+
+    Kinks are numbered within an example, and so that number k of example i is
+    $i M + k$, with $M$ = `num_kinks`; a model of the whole batch is one example.
+    """
+
+    problem: Problem
+    num_kinks: int = eqx.field(static=True)
+    in_series: bool = eqx.field(static=True)
+    # The primitive and the shape of each group of kinks, in order.
+    names: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+
+    @property
+    def num_groups(self) -> int:
+        return 1 if self._is_batched else self.problem.num_examples
+
+    @property
+    def total(self) -> int:
+        """The number of kinks of all examples."""
+        return self.num_groups * self.num_kinks
+
+    @property
+    def _is_batched(self) -> bool:
+        return isinstance(self.problem.static, Batched)
+
+    @property
+    def _examples(self) -> tuple[Array, Array]:
+        x, y = self.problem.x, self.problem.y
+        return (x[None], y[None]) if self._is_batched else (x, y)
+
+    def _example(self, params: Params, x: Array, y: Array) -> Any:
+        return _example(self.problem, params, x, y)
+
+    def _split(self, params: Params, branches: Any) -> tuple[Array, Array]:
+        # Outputs and pre-activations of every example.
+        def one(x, y, s):
+            out, taken = evaluate(self._example, s, params, x, y)
+            return out, taken.pre_activations
+
+        in_axes = (0, 0, None if branches is None else 0)
+        out, z = jax.vmap(one, in_axes)(*self._examples, branches)
+        return (out[0] if self._is_batched else out), z
+
+    def pre_activations(
+        self, params: Params, branches: Bool[Array, "groups kinks"] | None
+    ) -> Float[Array, "groups kinks"]:
+        """z of every kink; without branches, with those that fit."""
+        return self._split(params, branches)[1]
+
+    def pre_activations_of(
+        self, params: Params, branches: Bool[Array, " kinks"], group: Any
+    ) -> Float[Array, " kinks"]:
+        """z of the kinks of one example."""
+        x, y = self._examples
+        _, taken = evaluate(self._example, branches, params, x[group], y[group])
+        return taken.pre_activations
+
+    def sizes(self, params: Params) -> Float[Array, "groups kinks"]:
+        """What |z| is to be compared with: its root mean square under signs of W.
+
+        Zero where z vanishes for every W, as on an empty part of an image.
+        """
+        leaves, structure = jtu.tree_flatten(params)
+        size = jnp.asarray(sum(array_norm(leaf) for leaf in leaves))
+        size = jnp.where(size == 0, 1, size)
+        # Under an array that is exactly zero z is no bigger than this.
+        least = float(jnp.finfo(dtype_of(params)).tiny) ** (1 / 3)
+
+        def flipped(number):
+            return jtu.tree_unflatten(
+                structure,
+                [
+                    leaf * jnp.where(waves > 0, 1, -1)
+                    + least * jnp.where(leaf == 0, size, 0) * waves
+                    for leaf, waves in (
+                        (leaf, _waves(leaf, number + _FLIPS * place))
+                        for place, leaf in enumerate(leaves)
+                    )
+                ],
+            )
+
+        def one(number):
+            z = jnp.abs(self.pre_activations(flipped(number), None))
+            return jnp.where(jnp.isfinite(z), z, 0)
+
+        z = jax.vmap(one)(jnp.arange(_FLIPS))
+        largest = jnp.max(z, axis=0)
+        safe = jnp.where(largest == 0, 1, largest)
+        return largest * jnp.sqrt(jnp.mean((z / safe[None]) ** 2, axis=0))
+
+    def gradient(
+        self, params: Params, branches: Bool[Array, "groups kinks"]
+    ) -> tuple[Gradient, Float[Array, "examples ..."]]:
+        """-∇ℒ(W; s) in the log domain, and the loss's slope in the outputs."""
+        outputs, pull_back = jax.vjp(lambda p: self._split(p, branches)[0], params)
+        at = self._linearised(outputs)
+        (direction,) = pull_back(at.pull)
+        gradient = Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
+        return gradient, at.pull
+
+    def _linearised(self, outputs: Array) -> Linearised:
+        loss = self.problem.loss
+        if not isinstance(loss, Custom):
+            return loss.linearise(outputs, self.problem.y)
+        # The outputs are the losses themselves.
+        weight = jnp.exp(loss.log_reduction(outputs.shape[0]))
+        value = weight * jnp.sum(outputs)
+        log_loss = jnp.log(jnp.where(value < 0, jnp.nan, value))
+        pull = jnp.full_like(outputs, -weight)
+        return Linearised(log_loss, jnp.zeros_like(value), pull, value)
+
+    def rows(
+        self,
+        params: Params,
+        branches: Bool[Array, "groups kinks"],
+        pull: Float[Array, "examples ..."],
+        index: Int[Array, " K"],
+    ) -> Rows:
+        """Of the kinks with these numbers; zero where a number is `total` or more."""
+        x, y = self._examples
+        pulls = pull[None] if self._is_batched else pull
+
+        def one(number):
+            group = jnp.minimum(number // self.num_kinks, self.num_groups - 1)
+            kink = number % self.num_kinks
+            here = branches[group]
+
+            def split(p, s):
+                out, taken = evaluate(self._example, s, p, x[group], y[group])
+                return out, taken.pre_activations
+
+            def pulled(s):
+                out, pull_back = jax.vjp(lambda p: split(p, s)[0], params)
+                (direction,) = pull_back(pulls[group].reshape(out.shape))
+                return direction
+
+            normal = jax.grad(lambda p: split(p, here)[1][kink])(params)
+            both = jnp.stack([here.at[kink].set(True), here.at[kink].set(False)])
+            jump = jtu.tree_map(lambda a: a[0] - a[1], jax.vmap(pulled)(both))
+            real = number < self.total
+            return jtu.tree_map(lambda a: jnp.where(real, a, 0), (normal, jump))
+
+        normals, jumps = jax.vmap(one)(index)
+        return Rows(flatten_rows(normals), flatten_rows(jumps))
+
+    def flat_gradient(self, params: Params, branches: Any) -> tuple[Any, Any, Any]:
+        """`gradient`, its direction as a vector, and the slope in the outputs."""
+        gradient, pull = self.gradient(params, branches)
+        return gradient, flatten(gradient.direction), pull
+
+
+def _waves(like: Array, number: Any) -> Array:
+    # As good as random, and quick to compile.
+    number = jnp.asarray(number).astype(like.dtype)
+    angle = jnp.arange(like.size, dtype=like.dtype) * jnp.sqrt(2.0 + 3.0 * number)
+    return jnp.sin(angle + 1.0 + number).astype(like.dtype).reshape(like.shape)
+
+
+def _example(problem: Problem, params: Params, x: Array, y: Array) -> Any:
+    # One example's output or, of a loss of the user's, which may have kinks too, loss.
+    out = problem.model(params)(x)
+    if not isinstance(problem.loss, Custom):
+        return out
+    function = problem.loss.function
+    batched = isinstance(problem.static, Batched)
+    return jax.vmap(function)(out, y) if batched else function(out, y)
+
+
+def frozen(problem: Problem, params: Params) -> Frozen | None:
+    """The problem with its kinks taken out, or None if it has none.
+
+    Raises `UnsupportedKink` if there are some that cannot be.
+    """
+    batched = isinstance(problem.static, Batched)
+    x, y = problem.x, problem.y
+    x, y = (x, y) if batched else (x[0], y[0])
+    seen: list[Taken] = []
+
+    def look(params, x, y):
+        out, taken = evaluate(
+            lambda p, x, y: _example(problem, p, x, y), None, params, x, y
+        )
+        seen.append(taken)
+        return out
+
+    jax.eval_shape(look, params, x, y)
+    (taken,) = seen
+    if taken.count == 0:
+        return None
+    return Frozen(problem, taken.count, taken.in_series, tuple(taken.names))
+
+
+def frozen_or_none(problem: Problem, params: Params) -> Frozen | None:
+    """The same, but None as well where kinks cannot be taken out."""
+    try:
+        return frozen(problem, params)
+    except UnsupportedKink:
+        return None
+
+
+def has_kinks(problem: Problem, params: Params) -> bool:
+    """Whether the model, or the user's loss, has kinks in its parameters."""
+    try:
+        return frozen(problem, params) is not None
+    except UnsupportedKink:
+        return True

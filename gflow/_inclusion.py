@@ -1,0 +1,240 @@
+r"""The differential inclusion between and at kinks.
+
+Where W lies on some kinks and the flow keeps it there (they are *pinned*), its velocity
+is that of the smooth problem projected on their tangent space,
+
+$$\dot W = -b - \textstyle\sum_k \lambda_k u_k \perp n_k,\qquad \lambda_k \in [0, 1],$$
+
+b the gradient on the lower branch of every pinned kink, $n_k = \nabla z_k$ and
+$u_k \parallel n_k$ the change of the gradient across kink k. It is minus the element of
+least norm of the Clarke subdifferential (Ji & Telgarsky 2020, Lemma B.9).
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ._flat import flatten, unflattener
+from ._frozen import Frozen
+from ._lanes import anywhere, largest
+from ._problem import Gradient
+from ._types import Params, Scalar
+from .fields import Velocity
+
+
+_ROUNDS = 4  # of Newton's method for multipliers of kinks in series
+FEW = 8  # kinks whose rows are formed, if there are no more
+
+
+class Pattern(eqx.Module):
+    """On which side of every kink a flow is, and on which kinks it is pinned."""
+
+    branches: Bool[Array, "groups kinks"]  # lower for pinned ones
+    pins: Int[Array, " K"]  # numbers of the pinned kinks, then `total`
+    shares: Float[Array, " K"]  # their multipliers when the pattern was chosen
+    # What z may be on the wrong side before that is an event.
+    offsets: Float[Array, "groups kinks"]
+    sizes: Float[Array, "groups kinks"]  # what |z| is compared with
+    at_zero: Bool[Array, "groups kinks"]  # zero when the pattern was chosen
+
+    @property
+    def num_pins(self) -> Int[Array, ""]:
+        """How many kinks are pinned."""
+        return jnp.sum(self.pins < self.branches.size)
+
+    @property
+    def pinned(self) -> Bool[Array, "groups kinks"]:
+        """Which kinks are."""
+        return mark(self.pins, self.branches.shape)
+
+
+def mark(index: Int[Array, " K"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """True at these numbers."""
+    flat = jnp.zeros(shape[0] * shape[1], bool).at[index].set(True, mode="drop")
+    return flat.reshape(shape)
+
+
+class Sliding(eqx.Module):
+    """The velocity with some kinks pinned."""
+
+    gradient: Gradient  # on the branches; its direction is not the velocity
+    direction: Float[Array, " P"]  # in the gradient's scale
+    multipliers: Float[Array, " K"]  # λ; 1/2 where there is no pin
+
+
+def with_shares(
+    frozen: Frozen, branches: Any, index: Int[Array, " K"], shares: Float[Array, " K"]
+) -> Any:
+    """The branches, at some kinks a share of the upper one.
+
+    That matters where one kink depends on another. Else lower branches will do, and are
+    cheaper.
+    """
+    if not frozen.in_series:
+        return branches & ~mark(index, branches.shape)
+    flat = branches.reshape(-1).astype(shares.dtype)
+    return flat.at[index].set(shares, mode="drop").reshape(branches.shape)
+
+
+@eqx.filter_jit
+def sliding(frozen: Frozen, params: Params, pattern: Pattern, *, closely: bool) -> Any:
+    """The velocity on a pattern.
+
+    The velocity is the same whatever the pinned kinks' multipliers, since the normals
+    of pinned kinks span the same space. `closely`: whether the multipliers are to be
+    exact for kinks in series, whose jumps depend on each other's multipliers.
+    """
+    pins, shares = pattern.pins, pattern.shares
+    rounds = _ROUNDS if closely and frozen.in_series else 1
+
+    def once(shares):
+        at = with_shares(frozen, pattern.branches, pins, shares)
+        gradient, direction, pull = frozen.flat_gradient(params, at)
+        known = shares if frozen.in_series else jnp.zeros_like(shares)
+
+        def with_first(count: int):
+            def project(direction, pull):
+                used = pins[:count]
+                if count == 0:
+                    return direction, jnp.full_like(shares, 0.5)
+                rows = frozen.rows(params, at, pull, used)
+                units = _units(rows.normals)
+                along, rest = _split(units, direction)
+                # -∇ℒ changes by J_k = -u_k across kink k; Σ λ_k J_k removes `along`.
+                change = jnp.sum(rows.jumps * units, axis=1)
+                safe = jnp.where(change == 0, 1, change)
+                more = jnp.where(change == 0, jnp.inf, -along / safe)
+                share = jnp.where(used < frozen.total, known[:count] + more, 0.5)
+                return rest, jnp.full_like(shares, 0.5).at[:count].set(share)
+
+            return project
+
+        project = _by_number(pins, frozen.total, with_first)
+        return gradient, *project(direction, pull)
+
+    gradient, direction, found = once(shares)
+    if rounds > 1:
+        body = lambda _, shares: once(shares)[2]  # noqa: E731
+        found = jax.lax.fori_loop(0, rounds - 1, body, found)
+    return Sliding(gradient, direction, found)
+
+
+def _by_number(pins: Any, total: int, with_first: Any) -> Any:
+    return by_number(jnp.sum(pins < total), pins.shape[0], with_first, more=(3 * FEW,))
+
+
+def by_number(
+    number: Any,
+    capacity: int,
+    with_first: Any,
+    *,
+    least: int = 0,
+    more: tuple[int, ...] = (),
+) -> Any:
+    """The cheapest of the functions that has room for a number of kinks."""
+    counts = sorted({least, *(min(few, capacity) for few in (FEW, *more)), capacity})
+    which = jnp.sum(largest(number) > jnp.asarray(counts))
+    which = jnp.minimum(which, len(counts) - 1)
+    functions = [with_first(count) for count in counts]
+    return lambda *args: jax.lax.switch(which, functions, *args)
+
+
+def _units(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
+    size = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(size == 0, 1, size)
+
+
+def _split(units: Float[Array, "K P"], vector: Float[Array, " P"]):
+    """Coefficients of a vector's part in the span of the rows, and what is left."""
+    gram = units @ units.T
+    gram = gram + jnp.diag(jnp.where(jnp.diag(gram) == 0, 1, 0).astype(gram.dtype))
+    factor = jax.scipy.linalg.cho_factor(gram)
+    along = jnp.zeros(units.shape[0], vector.dtype)
+    for _ in range(2):  # the second time, what rounding has left
+        part = jax.scipy.linalg.cho_solve(factor, units @ vector)
+        along, vector = along + part, vector - part @ units
+    return along, vector
+
+
+@eqx.filter_jit
+def onto_pins(frozen: Frozen, params: Params, pattern: Pattern) -> Params:
+    """The nearest W, to first order, on which the pinned kinks' z vanish."""
+    unflatten = unflattener(params)
+
+    def with_first(count: int):
+        def project(vector):
+            if count == 0:
+                return vector
+            used = pattern.pins[:count]
+
+            def one(number):
+                group = jnp.minimum(number // frozen.num_kinks, frozen.num_groups - 1)
+                kink = number % frozen.num_kinks
+                return jax.value_and_grad(
+                    lambda p: frozen.pre_activations_of(
+                        unflatten(p), pattern.branches[group], group
+                    )[kink]
+                )(vector)
+
+            z, normals = jax.vmap(one)(used)
+            real = used < frozen.total
+            normals = jnp.where(real[:, None], normals, 0)
+            size = jnp.linalg.norm(normals, axis=1)
+            units = normals / jnp.where(size == 0, 1, size)[:, None]
+            gram = units @ units.T + jnp.diag(jnp.where(size == 0, 1.0, 0.0))
+            target = jnp.where(size == 0, 0, z / jnp.where(size == 0, 1, size))
+            part = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), target)
+            return vector - part @ units
+
+        return project
+
+    moved = _by_number(pattern.pins, frozen.total, with_first)(flatten(params))
+    return unflatten(moved)
+
+
+class InclusionField(eqx.Module):
+    """The velocity of the inclusion on a pattern that is held fixed."""
+
+    frozen: Frozen
+    pattern: Pattern
+
+    def __call__(self, params: Params) -> Velocity:
+        at = sliding(self.frozen, params, self.pattern, closely=False)
+        direction = unflattener(params)(at.direction)
+        gradient = at.gradient
+        return Velocity(gradient.log_slope, direction, gradient.log_loss, gradient.loss)
+
+
+@eqx.filter_jit
+def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
+    """How far the pattern is from being wrong; negative once it is. And which kink is
+    nearest to that.
+    """
+    z = frozen.pre_activations(params, pattern.branches)
+    side = jnp.where(pattern.branches, 1, -1).astype(z.dtype)
+    sizes = pattern.sizes
+    watched = (sizes > 0) & ~pattern.pinned
+    room = (side * z + pattern.offsets) / jnp.where(sizes > 0, sizes, 1)
+    room = jnp.where(watched, room, jnp.inf).reshape(-1)
+    nearest = jnp.argmin(room)
+
+    def with_pins():
+        at = sliding(frozen, params, pattern, closely=True)
+        share = at.multipliers
+        inside = jnp.minimum(share, 1 - share) + slack
+        inside = jnp.where(jnp.isnan(inside), -1.0, inside)
+        inside = jnp.where(pattern.pins < frozen.total, inside, jnp.inf)
+        return jnp.min(inside), pattern.pins[jnp.argmin(inside)]
+
+    none = (jnp.asarray(jnp.inf, z.dtype), jnp.asarray(0, pattern.pins.dtype))
+    least, pin = jax.lax.cond(anywhere(pattern.num_pins > 0), with_pins, lambda: none)
+    value = jnp.minimum(room[nearest], least)
+    return value, jnp.where(least < room[nearest], pin, nearest)
+
+
+def least_of(scalar: Scalar) -> float:
+    """The slack of signs and of multipliers: 10⁻¹¹ in float64."""
+    return float(jnp.finfo(scalar.dtype).eps) ** 0.7
