@@ -1,5 +1,6 @@
 """gflow: the true continuous gradient flow of neural networks, in JAX."""
 
+from . import clarke as clarke
 from . import clocks as clocks
 from . import data as data
 from . import limits as limits
@@ -18,6 +19,7 @@ from ._limit import limit as limit
 from ._save import load as load
 from ._save import save as save
 from ._solution import RESULTS as RESULTS
+from ._solution import Inclusion as Inclusion
 from ._solution import Part as Part
 from ._solution import Resume as Resume
 from ._solution import Solution as Solution

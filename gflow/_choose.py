@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._check import Degree
+from ._frozen import Frozen
 from ._norms import array_norm, log_norm
 from ._plan import Route
 from ._problem import Problem, dtype_of
@@ -27,8 +28,12 @@ from .clocks import (
 )
 from .fields import GradientField
 from .solvers import PrimalDual
+from .solvers._filippov import Filippov
 
 
+# Kinks that a flow may be on at once; a quarter of it where each costs a long row.
+_PINS = 64
+_FEW_PARAMETERS = 20_000
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -148,19 +153,24 @@ def chosen_routes(
     *,
     free: bool,
     relayed: bool,
+    frozen: Frozen | None,
+    branch: str,
 ) -> tuple[Route, ...]:
     """The user's clock and solver, or those for the problem.
 
     Where neither was asked for and the span is long: an explicit solver to separation,
     the late phase's, and an explicit one if that should fail. `relayed`: whether a
-    solve to resume did so.
+    solve to resume did so. `frozen`: the problem whose kinks are to be followed.
     """
     dtype = dtype_of(params)
     free = free and clock is None and solver is None
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
-    first = Route(clock, checked_solver(solver, degree, dtype, rtol))
+    chosen = checked_solver(solver, degree, dtype, rtol)
+    if frozen is not None:
+        chosen = _following(chosen, frozen, params, branch)
+    first = Route(clock, chosen)
     if not (free and problem.is_tailed):
         return (first,)
     span = log_elapsed(t1, t0)
@@ -173,6 +183,22 @@ def chosen_routes(
         return (first,)
     late = _completed(PrimalDual(), degree, dtype, rtol)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
+
+
+def _following(
+    solver: dfx.AbstractSolver, frozen: Frozen, params: Params, branch: str
+) -> Filippov:
+    """The solver, made to follow the kinks."""
+    if not isinstance(solver, dfx.AbstractERK):
+        raise ValueError(
+            f"kinks='auto' follows the model's kinks from one to the next on the dense "
+            f"output of an explicit Runge-Kutta method, not of "
+            f"{type(solver).__name__}; leave solver out, or pass kinks='autodiff', "
+            "which is the gradient flow only away from kinks."
+        )
+    size = sum(leaf.size for leaf in jtu.tree_leaves(params))
+    room = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
+    return Filippov(solver, frozen, branch, min(frozen.total, room))
 
 
 def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:

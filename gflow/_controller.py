@@ -66,6 +66,13 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
             t0, t1, size0, size1, args, error, error_order, controller_state.inner
         )
+        cut = y1_candidate.cut
+        if cut is not None:
+            # A step that met a kink ends there, and the next one is as long as it would
+            # have been.
+            short = keep & (cut < t1)
+            next_end = jnp.where(short, cut + (next_end - next_start), next_end)
+            next_start = jnp.where(short, cut, next_start)
         # Steps shorter than the resolution of the clock would be rejected for ever
         # (a field that is NaN from here on does this).
         stuck = next_end <= next_start + 4 * _resolution(next_start)
@@ -77,7 +84,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         return keep, next_start, next_end, jump, state, result
 
     def _scalars(self, y0: Any, y1: Any, error: Any):
-        y0, y1, error = _without_work(y0), _without_work(y1), _without_work(error)
+        y0, y1, error = _integrated(y0), _integrated(y1), _integrated(error)
         size0, size1, err = sizes(y0), sizes(y1), sizes(error)
         bad = jnp.any(
             jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))])
@@ -130,9 +137,14 @@ def _work_of(state: Any) -> Work | None:
     return state.work
 
 
-def _without_work(state: FlowState) -> FlowState:
-    # It is counted, not integrated.
-    return eqx.tree_at(lambda s: s.work, state, None, is_leaf=lambda x: x is None)
+def _integrated(state: FlowState) -> FlowState:
+    # Without what only travels with the state.
+    return eqx.tree_at(
+        lambda s: (s.work, s.pins, s.cut),
+        state,
+        (None, None, None),
+        is_leaf=lambda x: x is None,
+    )
 
 
 def relative_to_arrays(rtol: Scalar, atol: Scalar) -> RelativeToArrays:

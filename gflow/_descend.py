@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ._check import Degree, checked_problem
-from ._kinks import has_kinks
+from ._frozen import has_kinks
+from ._least_norm import frozen_if_possible
 from ._problem import Gradient, Problem, dtype_of
 from ._save_steps import checked_targets, is_integer, is_real
 from ._saved import masked, seen_at, thrown
@@ -241,7 +242,14 @@ def _descend(
         return log_step + jnp.log(steps.astype(log_step.dtype))
 
     log_t = log_time(targets)
-    seen = seen_at(problem, kept, plan.observers, log_t=log_t, degree=plan.degree)
+    seen = seen_at(
+        problem,
+        kept,
+        plan.observers,
+        log_t=log_t,
+        degree=plan.degree,
+        frozen=frozen_if_possible(problem, params) if plan.observers else None,
+    )
     log_t, seen = masked((log_t, seen), reached)
     # The step on which it diverged took a gradient too.
     failed = (start.alive & ~end.alive).astype(jnp.int32)

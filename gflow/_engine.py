@@ -12,6 +12,7 @@ from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
 from .solvers import PrimalDual
+from .solvers._filippov import Filippov
 
 
 # Of an implicit solver in LogLogTime, in units of rtol^(1/order).
@@ -82,6 +83,9 @@ class Engine(eqx.Module):
         solver_state = solver.init(
             term, reading, controller_state.next_end, state, self.args
         )
+        if isinstance(solver, Filippov):
+            pins = solver.pins(solver_state, state.dissipated)
+            state = eqx.tree_at(lambda s: s.pins, state, pins)
         return Position(reading, state, solver_state, controller_state)
 
     def run(
@@ -126,7 +130,7 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
     cubic Hermite polynomials, below their order and through stiff derivatives: there
     the solver steps to the save times instead.
     """
-    return isinstance(solver, dfx.AbstractERK)
+    return isinstance(solver, (dfx.AbstractERK, Filippov))
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
+from ._inclusion import InclusionField
 from ._norms import array_norm, inner, log_norm, unit
 from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock
@@ -45,8 +46,13 @@ class FlowState(eqx.Module):
     motion: Scalar | None
     # u = log(1 + t - t0), if the clock does not tell the time.
     log_time: Scalar | None
-    # What an implicit solver spent so far on the steps it kept (see Work).
+    # What a solver that counts for itself spent so far on the steps it kept.
     work: Work | None = None
+    # The numbers of the kinks that the flow slides along, if there are any, as floats:
+    # they travel with the state.
+    pins: Float[Array, " K"] | None = None
+    # Where the last step was cut short by a kink, or its end.
+    cut: Scalar | None = None
 
 
 class FlowField(eqx.Module):
@@ -61,7 +67,9 @@ class FlowField(eqx.Module):
     log_unit: Scalar
 
     def __call__(self, reading: Scalar, state: FlowState, args: Any) -> FlowState:
-        velocity = self.field(state.params)
+        # A solver that follows kinks holds a pattern of branches fixed.
+        field = args if isinstance(args, InclusionField) else self.field
+        velocity = field(state.params)
         log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
         log_speed = velocity.log_speed + log_rate
         speed = jnp.exp(log_speed)
@@ -87,6 +95,8 @@ class FlowField(eqx.Module):
             motion=motion,
             log_time=log_time,
             work=jtu.tree_map(jnp.zeros_like, state.work),
+            pins=jtu.tree_map(jnp.zeros_like, state.pins),
+            cut=jtu.tree_map(jnp.zeros_like, state.cut),
         )
 
     def derivative(self, params: Params, moved: Params, log_rate: Scalar) -> FlowState:
@@ -106,9 +116,15 @@ class FlowField(eqx.Module):
         )
 
     def start(
-        self, params: Params, *, path_length: bool, motion: bool, work: bool = False
+        self,
+        params: Params,
+        *,
+        path_length: bool,
+        motion: bool,
+        work: bool = False,
+        pins: int | None = None,
     ) -> FlowState:
-        """The state at t0."""
+        """The state at t0; with room for so many pinned kinks, if it has any."""
         zero = jnp.zeros_like(self.log_unit)
         return FlowState(
             params=params,
@@ -118,6 +134,8 @@ class FlowField(eqx.Module):
             motion=zero if motion else None,
             log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,
             work=no_work(zero.dtype) if work else None,
+            pins=None if pins is None else jnp.zeros((pins,), zero.dtype),
+            cut=None if pins is None else zero,
         )
 
 

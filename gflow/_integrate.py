@@ -20,7 +20,7 @@ from ._choose import (
 )
 from ._engine import interpolates_well
 from ._events import checked_events
-from ._kinks import has_kinks
+from ._frozen import frozen, has_kinks
 from ._limit import limit
 from ._norms import array_norm
 from ._plan import Plan, Schedule, resolved, scheduled
@@ -117,11 +117,14 @@ def integrate(
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.
-    - `kinks`: "auto" or "autodiff": at present networks with kinks are differentiated
-        automatically under both. The solution's `energy_defect` measures what that
-        costs, and a warning is given where it is far above the tolerance.
-    - `branch`: which continuation to take where the inclusion has several; without
-        effect while kinks are differentiated automatically.
+    - `kinks`: "auto" follows the differential inclusion $\dot W \in
+        -\partial\mathcal L(W)$ across, along and off the kinks of the model and of a
+        custom loss (relu, leaky relu, abs, max, clip, comparisons, max-pooling): see
+        the solution's `inclusion`. "autodiff" takes what automatic differentiation
+        returns, for comparison; near kinks that is not the flow, which
+        `energy_defect` measures.
+    - `branch`: which continuation to take where the inclusion has several: "steepest",
+        on which ℒ falls fastest, or "stay", on which it falls slowest.
     - `filter_spec`: which leaves are trained, as in `equinox.partition`; None trains
         every floating point array outside of [`gflow.nn.Fixed`][].
     - `resume`: an earlier solution of the same problem, solver and clock that stopped
@@ -153,7 +156,12 @@ def integrate(
     """
     problem, params = checked_problem(model, data, loss, filter_spec)
     dtype = dtype_of(params)
-    smooth = not has_kinks(problem, params)
+    if kinks not in ("auto", "autodiff"):
+        raise ValueError(f"kinks={kinks!r} is not known; use 'auto' or 'autodiff'.")
+    if branch not in ("steepest", "stay"):
+        raise ValueError(f"branch={branch!r} is not known; use 'steepest' or 'stay'.")
+    found = frozen(problem, params) if kinks == "auto" else None
+    smooth = found is None if kinks == "auto" else not has_kinks(problem, params)
     events = checked_events(events)
     # Events are located on the dense output, for which late steps are too long.
     free = smooth and not events
@@ -163,10 +171,6 @@ def integrate(
     t_span, to_limit = _finite_span(t_span, problem, params, degree, late=late)
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
-    if kinks not in ("auto", "autodiff"):
-        raise ValueError(f"kinks={kinks!r} is not known; use 'auto' or 'autodiff'.")
-    if branch not in ("steepest", "stay"):
-        raise ValueError(f"branch={branch!r} is not known; use 'steepest' or 'stay'.")
     observers = named(observe, KNOWN)
     resume = as_resume(resume)
     routes = chosen_routes(
@@ -180,6 +184,8 @@ def integrate(
         rtol,
         free=free,
         relayed=resume is not None and isinstance(resume.position, Baton),
+        frozen=found,
+        branch=branch,
     )
     first = routes[0]
     save = save_mode(save_at)
@@ -202,7 +208,7 @@ def integrate(
         degree=degree.needed_for(observers),
         max_steps=checked_max_steps(max_steps, save),
         progress=bool(progress),
-        kinks="none" if smooth else "autodiff",
+        kinks="none" if smooth else "autodiff" if found is None else "inclusion",
     )
     schedule = scheduled(save_at, t0, t1, plan, problem.is_tailed, dtype)
     _check_resumed(resume, schedule)

@@ -24,11 +24,12 @@ from ._points import at_steps
 from ._problem import Problem
 from ._progress import LogTimeMeter
 from ._solution import RESULTS
-from ._stretch import ARRIVED, at_times_of_state
+from ._stretch import ARRIVED, at_times_between
 from ._types import BoolScalar, IntScalar, Params, Scalar
 from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
 from .solvers import PrimalDual
+from .solvers._filippov import CROWDED, DISCONTINUOUS, STALLED, Filippov
 
 
 # About 200 points are kept by default: between half of this and all of it.
@@ -38,6 +39,14 @@ _POINTS_PER_STEP = 4
 # Steps after which the first leg of a relay is looked at even if the data are not
 # separated: it may be stability that limits them.
 PATIENCE = 500
+
+
+# Why a solve that follows kinks could not go on.
+FAILURES: dict[int, Any] = {
+    CROWDED: RESULTS.crowded,
+    DISCONTINUOUS: RESULTS.discontinuous,
+    STALLED: RESULTS.stalled,
+}
 
 
 class Leg(eqx.Module):
@@ -109,6 +118,8 @@ class Runner(eqx.Module):
             motion=book(state.motion, self.blank.motion),
             log_time=log_time,
             work=self.blank.work,
+            pins=book(state.pins, self.blank.pins),
+            cut=self.blank.cut,
         )
 
     def run(
@@ -144,7 +155,7 @@ class Runner(eqx.Module):
                 solved.end.reading, solved.end.state
             ),
             stats=stats,
-            result=_result(solved, times),
+            result=_result(solved, times, self.route.solver),
         )
 
     def _kept(self, start: Position, end: Scalar) -> Solved:
@@ -152,12 +163,14 @@ class Runner(eqx.Module):
         most = plan.max_steps
         if self.watching:
             most = min(most, PATIENCE)
-        if plan.save == "given" and self.route.tells_time:
+        # Diffrax saves up to where a step would have gone that a kink cut short.
+        at_once = self.route.tells_time and not isinstance(engine.solver, Filippov)
+        if plan.save == "given" and at_once:
             targets = jnp.clip(times.save_targets, start.reading, end)
             return at_times(engine, start, end, targets, max_steps=most)
         if plan.save == "given":
             targets = times.save_targets
-            return at_times_of_state(engine, start, end, targets, max_steps=most)
+            return at_times_between(engine, start, end, targets, max_steps=most)
         thin = plan.save == "adaptive"
         fine = thin and interpolates_well(self.route.solver)
         capacity = _RELAY_CAPACITY if plan.is_relay else _CAPACITY
@@ -194,7 +207,8 @@ def runner(
         params,
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
-        work=isinstance(route.solver, PrimalDual),
+        work=isinstance(route.solver, (PrimalDual, Filippov)),
+        pins=route.solver.capacity if isinstance(route.solver, Filippov) else None,
     )
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
     if plan.progress:
@@ -222,18 +236,20 @@ def _shape(tree: Any) -> Any:
     return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
-def _result(solved: Solved, times: Times) -> RESULTS:
+def _result(solved: Solved, times: Times, solver: Any) -> RESULTS:
     result, log_time = solved.result, solved.end.state.log_time
     if times.horizon is not None and log_time is not None:
         slack = ARRIVED * jnp.finfo(log_time.dtype).eps
         arrived = log_time >= times.horizon * (1 - slack)
         arrived = arrived & (result == dfx.RESULTS.event_occurred)
         result = dfx.RESULTS.where(arrived, dfx.RESULTS.successful, result)
-    return RESULTS.where(
-        result == dfx.RESULTS.dt_min_reached,
-        RESULTS.unresolved,
-        RESULTS.promote(result),
-    )
+    stuck = result == dfx.RESULTS.dt_min_reached
+    ours: Any = RESULTS.where(stuck, RESULTS.unresolved, RESULTS.promote(result))
+    if isinstance(solver, Filippov):
+        failure = solved.end.solver_state[1].failure
+        for number, why in FAILURES.items():
+            ours = RESULTS.where(stuck & (failure == number), why, ours)
+    return ours
 
 
 def _stats(
@@ -259,6 +275,8 @@ def _stats(
     if spent is not None:
         spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
         gradients = spent.gradients + first
+        if isinstance(route.solver, Filippov):
+            return stats | {"num_gradients": gradients}
         return stats | {"num_gradients": gradients, "num_newton": spent.newton}
     if each is None:
         return stats | {"num_gradients": jnp.full_like(counts.num_steps, -1)}

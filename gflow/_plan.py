@@ -11,6 +11,7 @@ from ._flow import FlowState
 from ._times import Exp, library, log_elapsed, log_of
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
 from .observe import Observer
+from .solvers._filippov import Filippov
 
 
 # Relative error of the examples' weights, of about eps log t, at which a late solve
@@ -32,14 +33,20 @@ class Route(eqx.Module):
 
     def log_elapsed(self, readings: Any, states: FlowState) -> Any:
         """log(t - t0), from the clock or, if it does not tell the time, the state."""
+        return self.log_elapsed_at(readings, states.log_time)
+
+    def log_elapsed_at(self, readings: Any, log_times: Any) -> Any:
+        """The same from u = log(1 + t - t0), if the clock does not tell the time."""
         if isinstance(self.clock, AbstractTimeClock):
             return self.clock.log_elapsed(readings)
-        assert states.log_time is not None
-        return LogTime().log_elapsed(states.log_time)
+        return LogTime().log_elapsed(log_times)
 
     @property
     def names(self) -> tuple[str, str]:
-        return type(self.clock).__name__, type(self.solver).__name__
+        solver = self.solver
+        if isinstance(solver, Filippov):
+            solver = solver.solver
+        return type(self.clock).__name__, type(solver).__name__
 
 
 class Plan(eqx.Module):

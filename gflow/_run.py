@@ -16,10 +16,11 @@ from ._plan import Plan, Schedule
 from ._problem import Problem, dtype_of
 from ._relay import joined, relay
 from ._saved import masked, seen_at
-from ._solution import RESULTS, Part, Resume, Solution
+from ._solution import RESULTS, Inclusion, Part, Resume, Solution
 from ._times import log_time_after
 from ._types import IntScalar, Params, Scalar
 from .fields import GradientField
+from .solvers._filippov import Filippov
 
 
 @eqx.filter_jit
@@ -73,7 +74,7 @@ def run(
     else:
         log_t = log_time_after(schedule.start, track.log_elapsed)
         reached = jnp.ones(log_t.shape, bool)
-    path = states.path_length
+    path, solver = states.path_length, plan.routes[0].solver
     if path is not None:
         path = jnp.where(_has_direction(params, resume), path, jnp.nan)
     seen = seen_at(
@@ -83,6 +84,8 @@ def run(
         log_t=log_t,
         path_length=path,
         degree=plan.degree,
+        frozen=solver.frozen if isinstance(solver, Filippov) else None,
+        pins=states.pins,
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, log_energy)
     defect = loss_start - loss_now - states.dissipated
@@ -96,7 +99,7 @@ def run(
     blurred = ~schedule.precise & (result == RESULTS.successful)
     result = RESULTS.where(blurred, RESULTS.precision, result)
     result = RESULTS.where(_underflows(flow, params), RESULTS.underflow, result)
-    clock, solver = plan.routes[0].names
+    clock, solver_name = plan.routes[0].names
     solution = Solution(
         log_t=log_t,
         models=problem.model(saved_params),
@@ -111,15 +114,50 @@ def run(
         stats=_stats(legs, fresh=resume is None),
         result=result,
         resume=Resume(
-            position, log_energy, loss_start, track.end_log_elapsed, clock, solver
+            position,
+            log_energy,
+            loss_start,
+            track.end_log_elapsed,
+            clock,
+            solver_name,
         ),
         rtol=rtol,
         parts=_parts(plan, schedule, legs),
+        inclusion=_inclusion(schedule, plan, legs[0], reached),
         kinks=plan.kinks,
         clock=clock,
-        solver=solver,
+        solver=solver_name,
     )
     return solution, track.num_kept
+
+
+def _inclusion(
+    schedule: Schedule, plan: Plan, leg: Leg, reached: Any
+) -> Inclusion | None:
+    """What a solve that follows kinks has met."""
+    solver, pins = plan.routes[0].solver, leg.states.pins
+    if not isinstance(solver, Filippov) or pins is None:
+        return None
+    track = leg.end.solver_state[1]
+    whole = track.kinks.dtype
+    pins = jnp.round(pins).astype(whole)
+    known = reached[:, None] & (pins < solver.frozen.total)
+    route = plan.routes[0]
+    log_elapsed = route.log_elapsed_at(track.readings, track.log_times)
+    return Inclusion(
+        pins=jnp.where(known, pins, -1),
+        log_t=log_time_after(schedule.start, log_elapsed),
+        kink=track.kinks,
+        num_pins=track.pins,
+        ambiguous=track.ambiguous,
+        num_events=track.num_events,
+        num_ambiguous=track.num_ambiguous,
+        num_unsure=track.num_unsure,
+        num_in_series=track.num_in_series,
+        branch=solver.branch,
+        kinks_per_example=solver.frozen.num_kinks,
+        kinks=solver.frozen.names,
+    )
 
 
 def _has_direction(params: Params, resume: Resume | None) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
+from ._frozen import Frozen
 from ._norms import log_norm
 from ._problem import Problem
 from ._solution import RESULTS, Solution
@@ -34,6 +35,8 @@ def seen_at(
     log_t: Float[Array, " times"],
     path_length: Float[Array, " times"] | None = None,
     degree: float | None = None,
+    frozen: Frozen | None = None,
+    pins: Float[Array, "times K"] | None = None,
 ) -> Seen:
     """Losses, norms, outputs and observers at states stacked along a leading axis.
 
@@ -41,14 +44,20 @@ def seen_at(
     """
 
     def look(item):
-        log_t, params, path = item
+        log_t, params, path, pinned = item
         state = observe_at(
-            problem, params, log_t=log_t, path_length=path, degree=degree
+            problem,
+            params,
+            log_t=log_t,
+            path_length=path,
+            degree=degree,
+            frozen=frozen,
+            pins=pinned,
         )
         observed = {name: one(state) for name, one in observers.items()}
         return state.log_loss, state.loss, log_norm(params), state.outputs, observed
 
-    return Seen(*jax.lax.map(look, (log_t, params, path_length)))
+    return Seen(*jax.lax.map(look, (log_t, params, path_length, pins)))
 
 
 def masked(tree: Any, reached: Bool[Array, " times"]) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ._serialise import write
-from ._types import Scalar
+from ._types import IntScalar, Scalar
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -29,6 +29,18 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The solve stopped before t1: later, rounding blurs the weights of the "
         "examples, which are known to about log t times the spacing of floats. Stop "
         "earlier, or use float64 parameters."
+    )
+    crowded = (
+        "More kinks met at one point than there is room for, so the flow's way on was "
+        "not found. Fewer examples or neurons, or a start in general position, help."
+    )
+    discontinuous = (
+        "The model jumps where it passes from one branch to another (a comparison or "
+        "sign that is no kink), so it has no gradient flow there."
+    )
+    stalled = (
+        "The flow met kinks over and over without getting any further: its way on was "
+        "not found."
     )
     separated = "Every example is classified: the late phase begins."
     not_needed = "This part of the solve was not needed."
@@ -63,6 +75,43 @@ class Part(eqx.Module):
     result: RESULTS
 
 
+class Inclusion(eqx.Module):
+    r"""How a flow went along the kinks of its model.
+
+    Number k of example i, of $M$ = `kinks_per_example`, is kink $i M + k$; a model of
+    the whole batch counts as one example. `kinks` names them in order.
+
+    **Attributes:**
+
+    - `pins`: (T, K) the kinks along which the flow slides at the saved times; -1 for
+        none.
+    - `log_t`, `kink`, `num_pins`, `ambiguous`: (E,) of the first events (at most 512),
+        their time, the kink that was met or left, the number of kinks pinned after it,
+        and whether the inclusion had several continuations there. Unused slots have
+        kink -1.
+    - `num_events`: of all events.
+    - `num_ambiguous`: of those with several continuations, of which `branch` says which
+        was taken.
+    - `num_unsure`: of those where no velocity was found that goes where it is one.
+    - `num_in_series`: of those that pinned two kinks of one example, one of which
+        depends on the other: their multipliers are approximate.
+    - `branch`: "steepest" or "stay".
+    """
+
+    pins: Int[Array, "times K"]
+    log_t: Float[Array, " events"]
+    kink: Int[Array, " events"]
+    num_pins: Int[Array, " events"]
+    ambiguous: Bool[Array, " events"]
+    num_events: IntScalar
+    num_ambiguous: IntScalar
+    num_unsure: IntScalar
+    num_in_series: IntScalar
+    branch: str = eqx.field(static=True)
+    kinks_per_example: int = eqx.field(static=True)
+    kinks: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+
+
 class Solution(eqx.Module):
     r"""A solution of the flow, at T saved times.
 
@@ -94,8 +143,10 @@ class Solution(eqx.Module):
     - `result`: a `gflow.RESULTS`; an empty message means success.
     - `resume`: state to continue from.
     - `kinks`: how points where the model is not differentiable were treated: "none"
-        (there are none), or "autodiff" (whatever automatic differentiation returns:
-        near kinks this need not be the flow, see `energy_defect`).
+        (there are none), "inclusion" (the flow follows them: see `inclusion`), or
+        "autodiff" (whatever automatic differentiation returns: near kinks this need not
+        be the flow, see `energy_defect`).
+    - `inclusion`: a [`gflow.Inclusion`][], or None.
     - `clock`, `solver`: what the solve ran with, or began with.
     - `parts`: what ran where, a [`gflow.Part`][] each.
     - `rtol`: the tolerance it ran with.
@@ -122,6 +173,7 @@ class Solution(eqx.Module):
     log_loss_defect: Float[Array, " times"] | None = None
     parts: tuple[Part, ...] = ()
     limit: Any = None
+    inclusion: Inclusion | None = None
     kinks: str = eqx.field(static=True, default="none")
     clock: str = eqx.field(static=True, default="")
     solver: str = eqx.field(static=True, default="")

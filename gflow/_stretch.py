@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from ._bisect import bisect
 from ._engine import Counts, Engine, Position, Solved, counts_of, position_at
+from ._flow import FlowState
 from ._types import BoolScalar, Scalar
 
 
@@ -40,11 +41,13 @@ class Stretch(eqx.Module):
     result: dfx.RESULTS
 
 
-def log_time_at(stretch: Stretch) -> Scalar:
-    """u = log(1 + t - t0) at the end of a stretch whose state carries it."""
-    log_time = stretch.position.state.log_time
-    assert log_time is not None
-    return log_time
+def measured(reading: Scalar, state: FlowState) -> Scalar:
+    """u = log(1 + t - t0) where the state carries it, else the clock's reading."""
+    return reading if state.log_time is None else state.log_time
+
+
+def _reached(stretch: Stretch) -> Scalar:
+    return measured(stretch.position.reading, stretch.position.state)
 
 
 def stretch_length(params: Any, max_steps: int) -> int:
@@ -94,20 +97,23 @@ def no_counts() -> Counts:
     return Counts(jnp.asarray(0), jnp.asarray(0))
 
 
-def at_times_of_state(
+def at_times_between(
     engine: Engine,
     start: Position,
     end: Scalar,
-    log_times: Float[Array, " times"],
+    times: Float[Array, " times"],
     *,
     max_steps: int,
 ) -> Solved:
-    """Keeps the states where u = log(1 + t - t0), part of the state, has given values.
+    """Keeps the states at given readings of a clock that tells the time or, if it does
+    not, where u = log(1 + t - t0), part of the state, has given values.
 
     Needs dense output that is as accurate as the steps.
     """
+    tells_time = start.state.log_time is None
     steps = stretch_length(start.state.params, max_steps)
-    first = run_stretch(engine, start, end, steps)
+    # One that has yet to be run, so that the solver is compiled once.
+    first = _blank(engine, start, end, steps)
 
     def up_to(carry, target):
         def body(inner):
@@ -117,15 +123,20 @@ def at_times_of_state(
 
         def goes_on(inner):
             stretch, counts = inner
-            return (log_time_at(stretch) < target) & unfinished(
+            return (_reached(stretch) < target) & unfinished(
                 stretch.result, counts, steps, max_steps
             )
 
         stretch, counts = jax.lax.while_loop(goes_on, body, carry)
         # The solve ends where u is its last target to rounding.
         slack = 1 + ARRIVED * jnp.finfo(target.dtype).eps
-        reached = target <= log_time_at(stretch) * slack
-        reading = _invert(lambda c: stretch.dense.evaluate(c).log_time, stretch, target)
+        reached = target <= _reached(stretch) * slack
+        if tells_time:
+            reading = jnp.minimum(target, stretch.position.reading)
+        else:
+            reading = _invert(
+                lambda c: stretch.dense.evaluate(c).log_time, stretch, target
+            )
         state = stretch.dense.evaluate(reading)
         at_start = target <= 0
         state = jtu.tree_map(lambda a, b: jnp.where(at_start, a, b), start.state, state)
@@ -133,7 +144,7 @@ def at_times_of_state(
         return (stretch, counts), (reading, state, reached)
 
     # The last target is out of reach: on to the end of the solve.
-    targets = jnp.append(log_times, jnp.inf)
+    targets = jnp.append(times, jnp.inf)
     carry, kept = jax.lax.scan(up_to, (first, first.counts), targets)
     stretch, counts = carry
     readings, states, reached = jtu.tree_map(lambda x: x[:-1], kept)
@@ -144,6 +155,20 @@ def at_times_of_state(
         end=stretch.position,
         counts=counts,
         result=stretch.result,
+    )
+
+
+def _blank(engine: Engine, start: Position, end: Scalar, steps: int) -> Stretch:
+    shapes = eqx.filter_eval_shape(run_stretch, engine, start, end, steps)
+    blank = jtu.tree_map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        shapes,
+        is_leaf=lambda s: isinstance(s, jax.ShapeDtypeStruct),
+    )
+    return eqx.tree_at(
+        lambda s: (s.position, s.result),
+        blank,
+        (start, dfx.RESULTS.max_steps_reached),
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks with kinks: what automatic differentiation makes of them is reported.
+"""Networks with kinks, differentiated automatically: that it is not the flow is said.
 
 The true flow slides along a kink; automatic differentiation chatters across it and
 dissipates energy that is not there. The solution says how its kinks were treated and by
@@ -15,7 +15,7 @@ import pytest
 
 import gflow
 from gflow._check import checked_problem
-from gflow._kinks import has_kinks
+from gflow._frozen import has_kinks
 from gflow.losses import Logistic, Square
 
 
@@ -69,7 +69,7 @@ RTOL = 1e-4
 TIMES = np.array([0.5, 1.0, 1.25, 1.5, 2.0])
 
 
-def solve_valley(**options):
+def solve_valley():
     return gflow.integrate(
         Valley(jnp.ones(2)),
         (np.ones(1), np.ones(1)),
@@ -77,7 +77,7 @@ def solve_valley(**options):
         (0.0, 2.0),
         save_at=TIMES,
         rtol=RTOL,
-        **options,
+        kinks="autodiff",
     )
 
 
@@ -107,12 +107,6 @@ def test_sliding_is_reported():
     assert "6.7e-01" in str(caught[0].message)
 
 
-def test_sliding_is_reported_when_autodiff_is_asked_for():
-    with pytest.warns(UserWarning, match="energy balance"):
-        sol = solve_valley(kinks="autodiff")
-    assert_valley(sol)
-
-
 def test_sliding_under_jit_is_in_the_defect():
     """Values are not known while tracing, so nothing can warn."""
     with warnings.catch_warnings():
@@ -126,7 +120,13 @@ def test_relu_network_that_slides():
 
     def solve(rtol):
         return gflow.integrate(
-            network("relu"), points(), Square(), (0.0, 1.0), save_at=[1.0], rtol=rtol
+            network("relu"),
+            points(),
+            Square(),
+            (0.0, 1.0),
+            save_at=[1.0],
+            rtol=rtol,
+            kinks="autodiff",
         )
 
     with pytest.warns(UserWarning, match="energy balance"):
@@ -145,7 +145,13 @@ def test_loss_with_a_kink():
     data = (np.ones((1, 3)), np.zeros(1))
     with pytest.warns(UserWarning, match="energy balance"):
         sol = gflow.integrate(
-            model, data, absolute_error, (0.0, 3.0), save_at=[3.0], rtol=RTOL
+            model,
+            data,
+            absolute_error,
+            (0.0, 3.0),
+            save_at=[3.0],
+            rtol=RTOL,
+            kinks="autodiff",
         )
     assert sol.kinks == "autodiff"
     assert sol.energy_defect[-1] < -0.1
@@ -160,7 +166,12 @@ def test_no_sliding_no_warning(activation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sol = gflow.integrate(
-            model, (x, y), Logistic(), (0.0, 0.05 if active else 5.0), rtol=1e-7
+            model,
+            (x, y),
+            Logistic(),
+            (0.0, 0.05 if active else 5.0),
+            rtol=1e-7,
+            kinks="autodiff",
         )
     assert sol.kinks == ("autodiff" if activation.startswith("relu") else "none")
     assert np.max(np.abs(sol.energy_defect)) < 1e-5

@@ -9,6 +9,8 @@ from ._geometry import layer_norms as layer_norms
 from ._geometry import log_loss as log_loss
 from ._geometry import log_norm as log_norm
 from ._geometry import path_length as path_length
+from ._kinks import clarke as clarke
+from ._kinks import radial_spherical as radial_spherical
 from ._known import KNOWN as KNOWN
 from ._known import evaluate as evaluate
 from ._margins import accuracy as accuracy

@@ -5,14 +5,15 @@ from typing import Any
 import equinox as eqx
 
 from .._check import Degree, checked_problem
-from . import _geometry, _margins
+from .._least_norm import frozen_if_possible
+from . import _geometry, _kinks, _margins
 from ._observer import Observer, named
 from ._state import observe_at
 
 
 KNOWN: dict[str, Observer] = {
     one.name: one
-    for module in (_geometry, _margins)
+    for module in (_geometry, _kinks, _margins)
     for one in vars(module).values()
     if isinstance(one, Observer)
 }
@@ -41,10 +42,11 @@ def evaluate(
     observers = named(observe, KNOWN)
     problem, params = checked_problem(model, data, loss, filter_spec)
     degree = Degree(problem, params).needed_for(observers)
-    return _evaluate(problem, params, degree, observers)
+    kinks = frozen_if_possible(problem, params)
+    return _evaluate(problem, params, degree, observers, kinks)
 
 
 @eqx.filter_jit
-def _evaluate(problem, params, degree, observers):
-    state = observe_at(problem, params, degree=degree)
+def _evaluate(problem, params, degree, observers, kinks):
+    state = observe_at(problem, params, degree=degree, frozen=kinks)
     return {name: one(state) for name, one in observers.items()}

@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._frozen import Frozen
+from .._least_norm import LeastNorm, least_norm
 from .._problem import Problem
 from .._types import Params, Scalar
 
@@ -21,9 +23,12 @@ class State(eqx.Module):
     - `outputs`: (n, ...) f(x_i; W).
     - `log_loss`, `loss`: log ℒ, and ℒ as a number (zero where that underflows).
     - `log_slope`, `direction`: $-\nabla\mathcal L = e^{\text{log\_slope}} \cdot$
-        `direction`; for tailed losses `direction` is ∇α.
+        `direction`; for tailed losses `direction` is ∇α. Of a model with kinks, $-\bar
+        \partial\mathcal L$, the element of least norm.
     - `path_length`: ζ, if the solve integrated it; else NaN.
     - `degree`: L, if the model is positively homogeneous; else None.
+    - `at_kinks`: how the element of least norm was found; None of a smooth model, and
+        where kinks are left to automatic differentiation.
     """
 
     problem: Problem
@@ -36,6 +41,7 @@ class State(eqx.Module):
     direction: Params
     path_length: Scalar
     degree: float | None = eqx.field(static=True)
+    at_kinks: LeastNorm | None = None
 
     @property
     def model(self) -> Any:
@@ -55,9 +61,27 @@ def observe_at(
     log_t: Scalar | None = None,
     path_length: Scalar | None = None,
     degree: float | None = None,
+    frozen: Frozen | None = None,
+    pins: Float[Array, " K"] | None = None,
 ) -> State:
-    """The observed state at W: one full-data gradient evaluation."""
-    at = problem.gradient(params)
+    """The observed state at W: one full-data gradient evaluation.
+
+    Of a problem whose kinks are taken out (`frozen`), -∇ℒ is minus the element of least
+    norm of ∂ℒ, on the kinks at zero and those with the numbers `pins`.
+    """
+    found = None
+    if frozen is None:
+        at = problem.gradient(params)
+    else:
+        found = least_norm(frozen, params, pins)
+        # The loss itself, not that of the lower branches of kinks at 1e-9.
+        outputs = problem.outputs(params)
+        loss = problem.loss.linearise(outputs, problem.y)
+        at = eqx.tree_at(
+            lambda g: (g.outputs, g.log_loss, g.loss),
+            found.gradient,
+            (outputs, loss.log_loss, loss.loss),
+        )
     nan = jnp.full_like(at.log_loss, jnp.nan)
     return State(
         problem=problem,
@@ -70,4 +94,5 @@ def observe_at(
         direction=at.direction,
         path_length=nan if path_length is None else path_length,
         degree=degree,
+        at_kinks=found,
     )
