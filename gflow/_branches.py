@@ -248,7 +248,7 @@ def _is_zero(equation: Any, position: int) -> bool:
     return isinstance(atom, core.Literal) and not np.any(np.asarray(atom.val))
 
 
-def _blend(on: Array, a: Array, b: Array) -> Array:
+def _blend(on: Array, a: Any, b: Any) -> Array:
     """a where `on`, b where not; in between, in proportion."""
     if on.dtype == bool:
         return jnp.where(on, a, b)
@@ -264,7 +264,7 @@ def _min(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     return _Value(-out.array, True, True)
 
 
-def _larger(name: str, a: Array, b: Array, taken: Taken, kinked: bool) -> _Value:
+def _larger(name: str, a: Any, b: Any, taken: Taken, kinked: bool) -> _Value:
     a, b = jnp.broadcast_arrays(a, b)
     # What pads a window, -inf, is never the larger one.
     outside, inside = jnp.isneginf(b), jnp.isneginf(a)
@@ -335,7 +335,7 @@ def _reduced(sign: int):
     return reduce
 
 
-def _slices(x: Array, axes: Sequence[int]) -> list[Array]:
+def _slices(x: Any, axes: Sequence[int]) -> list[Array]:
     moved = jnp.moveaxis(x, axes, range(len(axes)))
     flat = moved.reshape(-1, *moved.shape[len(axes) :])
     return list(flat)
@@ -352,7 +352,7 @@ def _pooled(sign: int):
     return reduce
 
 
-def _windows(x: Array, params: dict[str, Any]) -> list[Array]:
+def _windows(x: Any, params: dict[str, Any]) -> list[Array]:
     """The entries of each window, one array for each place in it."""
     if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         raise UnsupportedKink("reduce_window_max with dilation")

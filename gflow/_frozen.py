@@ -184,8 +184,9 @@ class Frozen(eqx.Module):
 def _waves(like: Array, number: Any) -> Array:
     # As good as random, and quick to compile.
     number = jnp.asarray(number).astype(like.dtype)
+    number = jnp.asarray(number, like.dtype)
     angle = jnp.arange(like.size, dtype=like.dtype) * jnp.sqrt(2.0 + 3.0 * number)
-    return jnp.sin(angle + 1.0 + number).astype(like.dtype).reshape(like.shape)
+    return jnp.sin(angle + 1.0 + number).reshape(like.shape)
 
 
 def _example(problem: Problem, params: Params, x: Array, y: Array) -> Any:

@@ -235,6 +235,6 @@ def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
     return value, jnp.where(least < room[nearest], pin, nearest)
 
 
-def least_of(scalar: Scalar) -> float:
+def least_of(like: Array) -> float:
     """The slack of signs and of multipliers: 10⁻¹¹ in float64."""
-    return float(jnp.finfo(scalar.dtype).eps) ** 0.7
+    return float(jnp.finfo(like.dtype).eps) ** 0.7

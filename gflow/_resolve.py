@@ -24,6 +24,7 @@ from ._box import box_min_norm
 from ._flat import flatten
 from ._frozen import Frozen
 from ._inclusion import FEW, Pattern, by_number, least_of, mark, with_shares
+from ._patterns import box_is_exact
 from ._types import BoolScalar, Params, Scalar
 
 
@@ -107,7 +108,7 @@ class _Model(eqx.Module):
     units: Float[Array, "K P"]  # normals, of length one
     log_slope: Scalar
     alive: Bool[Array, " K"]  # kinks that change the gradient
-    convex: Bool[Array, " K"]
+    weight: Float[Array, " K"]  # w of u = w n: positive at convex kinks
     tiny: Scalar  # speeds of z that are rounding
     broken: BoolScalar
 
@@ -134,9 +135,8 @@ def _model(
     alive = real & (jnp.abs(weight) > slack * scale)
     off = jnp.linalg.norm(jumps + weight[:, None] * units, axis=1)
     broken = jnp.any(real & (off > 1e-2 * jnp.abs(weight) + slack**0.5 * scale))
-    convex = alive & (weight > 0)
     tiny = slack * scale
-    return _Model(base, jumps, units, gradient.log_slope, alive, convex, tiny, broken)
+    return _Model(base, jumps, units, gradient.log_slope, alive, weight, tiny, broken)
 
 
 class _Choice(eqx.Module):
@@ -149,7 +149,8 @@ class _Choice(eqx.Module):
 
 def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
     """The velocity of the model; `before`: the branches on which the flow came."""
-    alive, convex, units, tiny = model.alive, model.convex, model.units, model.tiny
+    alive, units, tiny = model.alive, model.units, model.tiny
+    convex = alive & (model.weight > 0)
     concave = alive & ~convex
     gram, linear = model.jumps @ model.jumps.T, model.jumps @ model.base
     count = min(_CONCAVE, alive.shape[0])
@@ -186,18 +187,23 @@ def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
     velocities = jax.vmap(model.velocity)(shares)
     moving = velocities @ units.T
     wrong = jnp.where(shares > 0.5, moving < -tiny, moving > tiny)
-    consistent = ~jnp.any(wrong & alive & ~free, axis=1)
+    consistent = ~jnp.any(wrong & alive[None] & ~free, axis=1)
+    # A velocity along a kink may be one of the box alone, not of the inclusion.
+    along = jnp.where(free, concave[None], alive[None] & (jnp.abs(moving) <= tiny))
+    exact = box_is_exact(units, model.weight, alive)
+    sure = consistent & (exact | ~jnp.any(along, axis=1))
     speed = jnp.linalg.norm(velocities, axis=1)
+    # What is faster only by rounding comes first.
+    steepest = speed * (1 - 1e-12 * jnp.arange(speed.shape[0], dtype=speed.dtype))
+    steepest = jnp.where(consistent, steepest, -jnp.inf)
+    steepest = jnp.where(jnp.any(consistent), steepest, speed)
+    slowest = jnp.where(sure, -speed, -jnp.inf)
+    order = steepest
     if branch == "stay":
-        order = jnp.where(consistent, -speed, -jnp.inf)
-    else:
-        # What is faster only by rounding comes first.
-        order = speed * (1 - 1e-12 * jnp.arange(speed.shape[0]))
-        order = jnp.where(consistent, order, -jnp.inf)
-        order = jnp.where(jnp.any(consistent), order, speed)
+        order = jnp.where(jnp.any(sure), slowest, steepest)
     best = jnp.argmax(order)
-    apart = jnp.linalg.norm(velocities - velocities[best], axis=1)
-    several = consistent & (apart > _DISTINCT * jnp.maximum(speed, speed[best]))
+    apart = jnp.linalg.norm(velocities - velocities[best][None], axis=1)
+    several = sure & (apart > _DISTINCT * jnp.maximum(speed, speed[best]))
     return _Choice(
         velocity=velocities[best],
         shares=shares[best],

@@ -171,7 +171,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         pinned = track.pattern.num_pins.astype(dtype)
         each = 1 + 3 * pinned / self.frozen.num_groups
         check = jnp.where(pinned > 0, _FORWARD + each, _FORWARD)
-        total = stages * each + looks * check + jnp.where(event, _SETTLE, 0)
+        total = stages * each + looks.astype(dtype) * check + jnp.where(event, _SETTLE, 0)
         return Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
 

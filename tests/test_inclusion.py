@@ -1,0 +1,192 @@
+"""The flow along and across kinks: closed forms, energy, other integrators."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.nn import leaky_relu, relu
+
+import gflow
+from gflow.losses import Logistic, Square
+
+
+RTOL = 1e-8
+
+
+class Weights(eqx.Module):
+    """ℒ(W) = f(W), whatever the data."""
+
+    w: object
+    function: object = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.function(self.w)
+
+
+def prediction(f, y):
+    return f
+
+
+NOTHING = (np.zeros((1, 1)), np.zeros(1))
+
+
+def solve(function, start, end, times=4, **options):
+    return gflow.integrate(
+        Weights(start, function),
+        NOTHING,
+        prediction,
+        (0.0, end),
+        save_at=np.linspace(0, end, times + 1)[1:],
+        rtol=RTOL,
+        **options,
+    )
+
+
+def sag(z):
+    return leaky_relu(z, 0.1)
+
+
+def slide_and_leave(w):
+    return jnp.abs(w[0]) - w[0] * w[1] - w[1]
+
+
+def leaving(t, p=0.3, q=-0.5):
+    """The flow of |w₁| - w₁w₂ - w₂ from (p, q): it slides until w₂ = 1."""
+    a, b = (p + q) / 2, (p - q + 2) / 2  # w₁ = a e^t + b e^-t - 1
+    roots = np.roots([a, -1, b])
+    roots = roots[np.isreal(roots)].real
+    meets = min(np.log(r) for r in roots if r > 1)
+    w2 = 1 + a * np.exp(meets) - b * np.exp(-meets)
+    leaves = meets + 1 - w2
+    if t < meets:
+        return [a * np.exp(t) + b * np.exp(-t) - 1, 1 + a * np.exp(t) - b * np.exp(-t)]
+    if t < leaves:
+        return [0, w2 + t - meets]
+    return [np.cosh(t - leaves) - 1, 1 + np.sinh(t - leaves)]
+
+
+# Losses of separate weights, each with its start and its flow in closed form.
+EXACT = {
+    "a valley": (
+        lambda w: jnp.abs(w[0]) + w[1] ** 2 / 2,
+        [1.0, 1.0],
+        lambda t: [max(1 - t, 0), np.exp(-t)],
+    ),
+    "two parallel kinks": (
+        lambda w: 2 * sag(w[0]) - sag(w[0] + w[1]),
+        [1.0, 1.0],
+        lambda t: [max(1 - t, 0), 1 + t],
+    ),
+    "onto a kink and off it": (slide_and_leave, [0.3, -0.5], leaving),
+    "a box that is too large": (
+        lambda w: 0.5 * (relu(w[0]) + 1) ** 2 + 0.5 * (relu(-w[0]) - 1) ** 2,
+        [0.0],
+        lambda t: [np.exp(-t) - 1],
+    ),
+    "a maximum": (
+        lambda w: jnp.maximum(2 * w[0], w[1]),
+        [0.0, 0.0],
+        lambda t: [-0.4 * t, -0.8 * t],
+    ),
+    "antiparallel kinks": (
+        lambda w: sag(w[0]) - sag(-w[0]),
+        [0.0],
+        lambda t: [-1.1 * t],
+    ),
+    "slopes 1 and 2": (
+        lambda w: -jnp.where(w[0] > 0, 2 * w[0], w[0]),
+        [-0.5],
+        lambda t: [t - 0.5 if t < 0.5 else 2 * t - 1],
+    ),
+}
+
+
+def test_closed_forms():
+    """All at once: of a sum over separate weights each goes its own way."""
+
+    def total(w):
+        return sum(EXACT[name][0](w[name]) for name in EXACT)
+
+    start = {name: jnp.asarray(EXACT[name][1]) for name in EXACT}
+    sol = solve(total, start, 3.0, times=12)
+    assert sol.kinks == "inclusion"
+    for name, (_, _, exact) in EXACT.items():
+        want = np.array([exact(t) for t in np.asarray(sol.t)])
+        got = sol.models.w[name]
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-8, err_msg=name)
+    assert np.max(np.abs(sol.energy_defect)) < 1e-7
+    assert sol.stats["num_steps"] < 100
+    assert int(sol.inclusion.num_ambiguous) == 0
+
+
+def test_a_branching_start():
+    """-w₁ relu(w₂) from (1, 0): it may stay, or leave as (cosh t, sinh t)."""
+
+    def loss(w):
+        return -w[0] * relu(w[1])
+
+    start = jnp.array([1.0, 0.0])
+    gone = solve(loss, start, 1.0)
+    stays = solve(loss, start, 1.0, branch="stay")
+    exact = [1.5430806348152437, 1.1752011936438014]
+    np.testing.assert_allclose(gone.models.w[-1], exact, atol=1e-8)
+    np.testing.assert_array_equal(stays.models.w[-1], [1.0, 0.0])
+    for sol, branch in ((gone, "steepest"), (stays, "stay")):
+        assert sol.inclusion.num_ambiguous == 1
+        assert sol.inclusion.branch == branch
+        assert np.max(np.abs(sol.energy_defect)) < 1e-8
+
+
+class TwoLayer(eqx.Module):
+    """x ↦ Σ_j a_j φ(⟨w_j, x⟩)."""
+
+    w: jax.Array
+    a: jax.Array
+    activation: object = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.a @ self.activation(self.w @ x)
+
+
+def instance(seed, n, d, m):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    x *= 1.5 / np.linalg.norm(x, axis=1, keepdims=True)
+    y = rng.choice([-1.0, 1.0], size=n)
+    w = rng.normal(size=(m, d))
+    return w, rng.choice([-1.0, 1.0], size=m) * (0.5 + rng.random(m)), x, y
+
+
+def ensemble(seeds, n, d, m, loss, end):
+    parts = [np.stack(p) for p in zip(*(instance(s, n, d, m) for s in seeds))]
+
+    def one(w, a, x, y):
+        return gflow.integrate(
+            TwoLayer(w, a, relu),
+            (x, y),
+            loss,
+            (0.0, end),
+            clock=gflow.clocks.Physical(),
+            save_at=[end],
+            rtol=RTOL,
+            throw=False,
+        )
+
+    return eqx.filter_jit(jax.vmap(one))(*map(jnp.asarray, parts))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "m", "loss", "end"),
+    [
+        (5, 2, 3, Square(), 3.0),
+        (20, 4, 6, Logistic(), 2.0),
+    ],
+)
+def test_energy_of_random_networks(n, d, m, loss, end):
+    sol = ensemble(range(8), n, d, m, loss, end)
+    assert np.all(np.asarray(sol.result == gflow.RESULTS.successful))
+    assert np.max(np.abs(sol.energy_defect)) < 1e-6
+    assert np.max(sol.stats["num_steps"]) < 500
+    assert np.all(np.asarray(sol.inclusion.num_unsure) == 0)
+    assert np.sum(np.asarray(sol.inclusion.pins) >= 0) > 0  # they do slide
