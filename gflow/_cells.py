@@ -130,12 +130,12 @@ def hulled(frozen: Frozen, params: Params, found: LeastNorm) -> Hulled:
         hull = hull_min_norm(points, cells.feasible)
         point, scale = hull.point, jnp.ones_like(hull.gap)
     else:
-        # The hull has the coordinates of b and the jumps only.
-        spanning = jnp.concatenate([cells.base[None], cells.jumps])
-        largest = jnp.max(jnp.abs(spanning))
+        # In the span of the jumps: what b has besides is the same for all points. It
+        # may be so much larger that not even the points' squares should see it.
+        largest = jnp.max(jnp.abs(cells.jumps))
         scale = jnp.where(largest == 0, 1, largest)
-        short = jnp.linalg.qr((spanning / scale).T, mode="r").T
-        points = short[:1] + patterns @ short[1:]
+        frame, short = jnp.linalg.qr((cells.jumps / scale).T)
+        points = (cells.base / scale @ frame)[None] + patterns @ short.T
         hull = hull_min_norm(points, cells.feasible, dimension=most)
         point = cells.base + (hull.weights @ patterns) @ cells.jumps
     share = jnp.zeros(capacity, point.dtype).at[place].set(hull.weights @ patterns)
