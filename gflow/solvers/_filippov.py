@@ -140,12 +140,20 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             _, found = eqx.filter_eval_shape(change)
             return pattern, jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), found)
 
+        # Kinks in the span of the pinned ones stay at zero unwatched. (A neuron whose
+        # weights are zero has more of them than dimensions.) It may have become
+        # possible to leave, which no multiplier tells.
+        due = event | self._lingers(params, pattern)
         # Under vmap, of a lane without an event nothing is kept of `change`.
         after, found = jax.lax.cond(
-            anywhere(event), lambda: _select(event, change(), keep()), keep
+            anywhere(due), lambda: _select(due, change(), keep()), keep
         )
+        turned = jnp.any(after.branches != pattern.branches)
+        turned = turned | jnp.any(after.pins != pattern.pins)
+        kink = jnp.where(event, kink, after.pins[0])
+        met = event | (due & turned)
         end = jnp.where(event, t0 + fraction * (t1 - t0), t1)
-        spent = self._spent(track, looks, event)
+        spent = self._spent(track, looks, due)
         before = y0.work
         assert before is not None
         state = eqx.tree_at(
@@ -157,11 +165,20 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         error = jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), error)
         error = eqx.tree_at(lambda e: e.work, error, spent)
         series = _in_series(self.frozen, after)
-        new = _logged(
-            track, after, found, event, kink, series, t0, end, _log_time(state)
-        )
+        new = _logged(track, after, found, met, kink, series, t0, end, _log_time(state))
         info = {"inner": dense, "begin": t0, "trial": t1, "end": end}
         return state, error, info, (inner, new), result
+
+    def _lingers(self, params: Params, pattern: Pattern) -> BoolScalar:
+        """Whether kinks are at zero that are not pinned, since the last event."""
+        free = pattern.at_zero & ~pattern.pinned
+
+        def look() -> BoolScalar:
+            z = self.frozen.pre_activations(params, pattern.branches)
+            slack = least_of(z)
+            return jnp.any(free & (jnp.abs(z) <= 10 * slack * pattern.sizes))
+
+        return jax.lax.cond(anywhere(free), look, lambda: jnp.asarray(False))
 
     def _spent(self, track: Track, looks: IntScalar, event: BoolScalar) -> Work:
         # In gradients, with the rows of pinned kinks at three of one example each.
@@ -171,7 +188,9 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         pinned = track.pattern.num_pins.astype(dtype)
         each = 1 + 3 * pinned / self.frozen.num_groups
         check = jnp.where(pinned > 0, _FORWARD + each, _FORWARD)
-        total = stages * each + looks.astype(dtype) * check + jnp.where(event, _SETTLE, 0)
+        total = (
+            stages * each + looks.astype(dtype) * check + jnp.where(event, _SETTLE, 0)
+        )
         return Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
 
