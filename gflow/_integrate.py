@@ -225,6 +225,9 @@ def integrate(
     imbalance = _imbalance(solution, params, atol)
     if imbalance:
         warnings.warn(imbalance, stacklevel=2)
+    doubt = _doubt(solution)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
     if to_limit:
         solution = _with_limit(solution, data, loss, filter_spec)
     return thrown(solution) if throw else solution
@@ -311,16 +314,30 @@ def _imbalance(solution: Solution, params: Params, atol: Any) -> str | None:
         return late
     if defect <= _DEFECT * max(tolerance, _ROUNDING * eps):
         return None
-    reason = (
-        "the model or the loss has kinks and the solver chatters across them"
-        if solution.kinks != "none"
-        else "there may be kinks that were not recognised"
-    )
+    reason = {
+        "autodiff": "the model or the loss has kinks and the solver chatters across "
+        "them",
+        "inclusion": "a kink may have been missed",
+        "none": "there may be kinks that were not recognised",
+    }[solution.kinks]
     return (
         f"the energy balance ℒ(t0) - ℒ(t) = ∫‖dW/dt‖² is off by {defect:.1e} of ℒ(t0), "
         f"far above the tolerance ({tolerance:.1e}): {reason}, and this is not the "
-        "gradient flow there. Smaller tolerances do not help with kinks; a smooth "
-        "activation does."
+        "gradient flow there."
+    )
+
+
+def _doubt(solution: Solution) -> str | None:
+    """What to warn of where the way across kinks was not found for certain."""
+    path = solution.inclusion
+    if path is None or not is_concrete(path) or path.num_unsure.ndim != 0:
+        return None
+    if int(path.num_unsure) == 0:
+        return None
+    return (
+        f"at {int(path.num_unsure)} of {int(path.num_events)} kinks no velocity was "
+        "found that goes where it is the flow's own, and the fastest was taken: see "
+        "energy_defect for whether this is the gradient flow."
     )
 
 
