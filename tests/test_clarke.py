@@ -306,13 +306,19 @@ def least_norms(model, data):
     return min_norm_subgradient(model, data, gflow.losses.Exponential())
 
 
-@pytest.mark.parametrize("margin", [0.0, 800.0])
-def test_least_norm_of_two_layer_networks(margin):
-    specs = list(itertools.product(KINDS, SLOPES, range(3)))
-    nets = [network(k, s, 7 * i, margin) for i, (k, s, _) in enumerate(specs)]
+SPECS = list(itertools.product(KINDS, SLOPES, range(3)))
+
+
+def many_networks(margin):
+    nets = [network(k, s, 7 * i, margin) for i, (k, s, _) in enumerate(SPECS)]
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(n[0] for n in nets))
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(n[1] for n in nets))
-    found = least_norms(models, data)
+    return nets, least_norms(models, data)
+
+
+@pytest.mark.parametrize("margin", [0.0, 800.0])
+def test_least_norm_of_two_layer_networks(margin):
+    nets, found = many_networks(margin)
     # Margins of 800 are known to 1e-13, and so are the weights e^-p.
     error = 1e-12 if margin == 0 else 1e-11
     too_short = 0
@@ -326,7 +332,7 @@ def test_least_norm_of_two_layer_networks(margin):
             )
         log_norm = np.log(np.sqrt(sum(np.sum(leaf**2) for leaf in expected)))
         np.testing.assert_allclose(ours.log_norm, log_scale + log_norm, atol=error)
-        assert bool(ours.exact), specs[i]
+        assert bool(ours.exact), SPECS[i]
         assert int(ours.num_at_zero) == active
         # The box is not asked where it is larger than the hull.
         assert box <= here + 1e-9
@@ -336,6 +342,25 @@ def test_least_norm_of_two_layer_networks(margin):
     if margin > 0:
         assert np.all(np.asarray(found.norm) == 0)
         assert np.all(np.asarray(found.value.w) == 0)
+
+
+def test_jit_and_vmap_are_eager():
+    nets, lanes = many_networks(0.0)
+    # One of the hull, one of the box.
+    for i in (SPECS.index(("dependent", SLOPES[0], 0)), 0):
+        model, points, _ = nets[i]
+        assert bool(lanes.hull[i]) == (i > 0)
+        lane = jax.tree.map(lambda leaf, i=i: leaf[i], lanes)
+        alone = min_norm_subgradient(model, points, gflow.losses.Exponential())
+        # Their certificates are rounding, as are the differences.
+        same = eqx.tree_at(
+            lambda s: (s.gap, s.log_gap), lane, (alone.gap, alone.log_gap)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13),
+            same,
+            alone,
+        )
 
 
 # Kinks in series: an outer bound.
