@@ -21,7 +21,7 @@ from ._flat import flatten, unflattener
 from ._frozen import Frozen
 from ._lanes import anywhere, largest
 from ._problem import Gradient
-from ._types import Params, Scalar
+from ._types import Params
 from .fields import Velocity
 
 

@@ -32,6 +32,7 @@ _CONCAVE = 3  # concave kinks of which all 2^3 patterns are tried
 _ROUNDS = 8  # of changing branches where there are more
 _PASSES = 8  # of linearising the gradient in the multipliers of kinks in series
 _SETTLED = 1e-9  # relative change of the velocity at which they end
+_NEAR = 1e-4  # |z| of a kink at zero, of its size, at most
 _DISTINCT = 1e-6  # relative difference of velocities that are two
 
 
@@ -109,7 +110,7 @@ class _Model(eqx.Module):
     log_slope: Scalar
     alive: Bool[Array, " K"]  # kinks that change the gradient
     weight: Float[Array, " K"]  # w of u = w n: positive at convex kinks
-    tiny: Scalar  # speeds of z that are rounding
+    tiny: Float[Array, " K"]  # speeds of z that are rounding
     broken: BoolScalar
 
     def velocity(self, shares: Float[Array, " K"]) -> Float[Array, " P"]:
@@ -130,12 +131,20 @@ def _model(
     # J = -w n: w > 0 is a convex kink.
     weight = -jnp.sum(jumps * units, axis=1)
     slack = least_of(base)
-    scale = jnp.linalg.norm(base) + jnp.max(jnp.abs(weight))
+    # What is rounding is told kink by kink, from the parameters it depends on: neurons
+    # may differ in size by any factor. (What is felt, from the slope in the output.)
+    terms = jnp.sum(jnp.abs(weight)[:, None] * jnp.abs(units), axis=0)
+    tiny = slack * (jnp.abs(units) @ (jnp.abs(base) + terms))
+    pulls = jnp.linalg.norm(pull.reshape(frozen.num_groups, -1), axis=1)
+    felt = pulls > slack * jnp.max(pulls)
+    group = jnp.minimum(index // frozen.num_kinks, frozen.num_groups - 1)
     real = index < frozen.total
-    alive = real & (jnp.abs(weight) > slack * scale)
+    alive = real & felt[group] & (jnp.abs(weight) > tiny)
     off = jnp.linalg.norm(jumps + weight[:, None] * units, axis=1)
+    scale = jnp.linalg.norm(base) + jnp.max(jnp.abs(weight))
     broken = jnp.any(real & (off > 1e-2 * jnp.abs(weight) + slack**0.5 * scale))
-    tiny = slack * scale
+    # Without the rounding of larger neurons' parts.
+    jumps = -weight[:, None] * units
     return _Model(base, jumps, units, gradient.log_slope, alive, weight, tiny, broken)
 
 
@@ -186,10 +195,12 @@ def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
     shares, free = jax.vmap(candidate)(jnp.asarray(table), jnp.asarray(still))
     velocities = jax.vmap(model.velocity)(shares)
     moving = velocities @ units.T
-    wrong = jnp.where(shares > 0.5, moving < -tiny, moving > tiny)
+    wrong = jnp.where(shares > 0.5, moving < -tiny[None], moving > tiny[None])
     consistent = ~jnp.any(wrong & alive[None] & ~free, axis=1)
     # A velocity along a kink may be one of the box alone, not of the inclusion.
-    along = jnp.where(free, concave[None], alive[None] & (jnp.abs(moving) <= tiny))
+    along = jnp.where(
+        free, concave[None], alive[None] & (jnp.abs(moving) <= tiny[None])
+    )
     exact = box_is_exact(units, model.weight, alive)
     sure = consistent & (exact | ~jnp.any(along, axis=1))
     speed = jnp.linalg.norm(velocities, axis=1)
@@ -242,7 +253,7 @@ def _resolve(
             found = once(choice.shares)
             size = jnp.linalg.norm(found[1].velocity)
             moved = jnp.linalg.norm(found[1].velocity - choice.velocity)
-            return number + 1, found, moved <= _SETTLED * size + found[0].tiny
+            return number + 1, found, moved <= _SETTLED * size
 
         _, (model, choice), settled = jax.lax.while_loop(
             lambda c: (c[0] < _PASSES) & ~c[2],
@@ -287,20 +298,21 @@ def settle(
 ) -> tuple[Pattern, Resolution]:
     """The pattern on which the flow leaves W, having come on the one before."""
     slack = least_of(flatten(params))
+    near = min(1e3 * slack, max(10 * slack, _NEAR))
     sizes = frozen.sizes(params)
     if before is None:
         z = frozen.pre_activations(params, None)
         branches = z > 0
-        at_zero = jnp.abs(z) <= 1e3 * slack * sizes
+        at_zero = jnp.abs(z) <= near * sizes
         at_zero = at_zero & (sizes > 0)
         shares = None
     else:
         branches = before.branches
         z = frozen.pre_activations(params, branches)
         # What z is compared with may vanish along with it, as when a neuron dies.
-        at_zero = jnp.abs(z) <= jnp.maximum(
-            1e3 * slack * sizes, 10 * slack * before.sizes
-        )
+        at_zero = jnp.abs(z) <= jnp.maximum(near * sizes, 10 * slack * before.sizes)
+        # Nor may a pattern go on with a kink on the wrong side.
+        at_zero = at_zero | (jnp.where(branches, z, -z) < -slack * sizes)
         sizes = jnp.where(at_zero, jnp.maximum(sizes, before.sizes), sizes)
         at_zero = (at_zero & (sizes > 0)) | before.pinned
         shares = branches.astype(z.dtype).reshape(-1)

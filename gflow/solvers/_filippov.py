@@ -283,6 +283,9 @@ def _first_crossing(function, slack, dtype):
         span = s.low_weight - s.high_weight
         x = s.low + (s.high - s.low) * s.low_weight / jnp.where(span > 0, span, 1)
         inside = (x > s.low) & (x < s.high) & (s.count % 3 != 2)
+        # Where the least of several margins is flat until another one falls, secants
+        # get nowhere.
+        inside = inside & (s.low_weight > 4 * slack)
         x = jnp.where(inside, x, 0.5 * (s.low + s.high))
         x = jnp.where(s.found, x, nodes[jnp.minimum(s.node, len(_NODES) - 1)])
         value, nearest = function(x)
