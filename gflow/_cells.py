@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ._flat import flatten
 from ._frozen import Frozen
 from ._hull import hull_min_norm
+from ._inclusion import unit_rows
 from ._lanes import anywhere
-from ._least_norm import LeastNorm, unit_rows
+from ._least_norm import LeastNorm
 from ._patterns import feasible_patterns
 from ._problem import Gradient
 from ._types import BoolScalar, Params, Scalar

@@ -223,14 +223,6 @@ def frozen(problem: Problem, params: Params) -> Frozen | None:
     return Frozen(problem, taken.count, taken.in_series, tuple(taken.names))
 
 
-def frozen_or_none(problem: Problem, params: Params) -> Frozen | None:
-    """The same, but None as well where kinks cannot be taken out."""
-    try:
-        return frozen(problem, params)
-    except UnsupportedKink:
-        return None
-
-
 def has_kinks(problem: Problem, params: Params) -> bool:
     """Whether the model, or the user's loss, has kinks in its parameters."""
     try:

@@ -101,7 +101,7 @@ def sliding(frozen: Frozen, params: Params, pattern: Pattern, *, closely: bool) 
                 if count == 0:
                     return direction, jnp.full_like(shares, 0.5)
                 rows = frozen.rows(params, at, pull, used)
-                units = _units(rows.normals)
+                units = unit_rows(rows.normals)
                 along, rest = _split(units, direction)
                 # -∇ℒ changes by J_k = -u_k across kink k; Σ λ_k J_k removes `along`.
                 change = jnp.sum(rows.jumps * units, axis=1)
@@ -142,21 +142,28 @@ def by_number(
     return lambda *args: jax.lax.switch(which, functions, *args)
 
 
-def _units(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
+def unit_rows(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
+    """Rows of norm one; zero rows stay zero."""
+    scale = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    rows = rows / jnp.where(scale == 0, 1, scale)
     size = jnp.linalg.norm(rows, axis=1, keepdims=True)
     return rows / jnp.where(size == 0, 1, size)
 
 
 def _split(units: Float[Array, "K P"], vector: Float[Array, " P"]):
     """Coefficients of a vector's part in the span of the rows, and what is left."""
+    along = _solve(units, units @ vector)
+    rest = vector - along @ units
+    more = _solve(units, units @ rest)  # what rounding has left
+    return along + more, rest - more @ units
+
+
+def _solve(units: Float[Array, "K P"], target: Float[Array, " K"]):
+    """Coefficients of the least vector with these products with the rows."""
     gram = units @ units.T
-    gram = gram + jnp.diag(jnp.where(jnp.diag(gram) == 0, 1, 0).astype(gram.dtype))
-    factor = jax.scipy.linalg.cho_factor(gram)
-    along = jnp.zeros(units.shape[0], vector.dtype)
-    for _ in range(2):  # the second time, what rounding has left
-        part = jax.scipy.linalg.cho_solve(factor, units @ vector)
-        along, vector = along + part, vector - part @ units
-    return along, vector
+    unused = jnp.where(jnp.diag(gram) == 0, 1, 0).astype(gram.dtype)
+    factor = jax.scipy.linalg.cho_factor(gram + jnp.diag(unused))
+    return jax.scipy.linalg.cho_solve(factor, target)
 
 
 @eqx.filter_jit
@@ -180,14 +187,11 @@ def onto_pins(frozen: Frozen, params: Params, pattern: Pattern) -> Params:
                 )(vector)
 
             z, normals = jax.vmap(one)(used)
-            real = used < frozen.total
-            normals = jnp.where(real[:, None], normals, 0)
-            size = jnp.linalg.norm(normals, axis=1)
-            units = normals / jnp.where(size == 0, 1, size)[:, None]
-            gram = units @ units.T + jnp.diag(jnp.where(size == 0, 1.0, 0.0))
+            normals = jnp.where((used < frozen.total)[:, None], normals, 0)
+            units = unit_rows(normals)
+            size = jnp.sum(normals * units, axis=1)
             target = jnp.where(size == 0, 0, z / jnp.where(size == 0, 1, size))
-            part = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), target)
-            return vector - part @ units
+            return vector - _solve(units, target) @ units
 
         return project
 

@@ -18,7 +18,7 @@ from ._box import box_min_norm, gap
 from ._branches import UnsupportedKink
 from ._flat import unflattener
 from ._frozen import Frozen, frozen
-from ._inclusion import by_number, least_of, mark
+from ._inclusion import by_number, least_of, mark, unit_rows
 from ._patterns import box_is_exact
 from ._problem import Gradient, Problem, dtype_of
 from ._types import BoolScalar, IntScalar, Params, Scalar
@@ -189,14 +189,6 @@ def _padded(found: _Found, capacity: int, total: int) -> _Found:
             pad(found.effective, False),
         ),
     )
-
-
-def unit_rows(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
-    """Rows of norm one; zero rows stay zero."""
-    scale = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-    rows = rows / jnp.where(scale == 0, 1, scale)
-    size = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / jnp.where(size == 0, 1, size)
 
 
 def _several(at_zero: Bool[Array, "groups kinks"]) -> BoolScalar:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ._box import box_min_norm
 from ._flat import flatten
 from ._frozen import Frozen
-from ._inclusion import FEW, Pattern, by_number, least_of, mark, with_shares
+from ._inclusion import FEW, Pattern, by_number, least_of, mark, unit_rows, with_shares
 from ._patterns import box_is_exact
 from ._types import BoolScalar, Params, Scalar
 
@@ -126,8 +126,7 @@ def _model(
     jumps = rows.jumps
     if frozen.in_series:
         base = base - shares @ jumps
-    size = jnp.linalg.norm(rows.normals, axis=1)
-    units = rows.normals / jnp.where(size == 0, 1, size)[:, None]
+    units = unit_rows(rows.normals)
     # J = -w n: w > 0 is a convex kink.
     weight = -jnp.sum(jumps * units, axis=1)
     slack = least_of(base)

@@ -181,10 +181,12 @@ def test_all_observers_inside_jit_and_vmap():
     for lane, model in enumerate(models):
         alone = run(model)
         for name, value in alone.observed.items():
-            assert value.shape[0] == len(TIMES)
-            np.testing.assert_allclose(
-                sols.observed[name][lane], value, rtol=1e-9, atol=1e-9, err_msg=name
-            )
+            together = jax.tree.leaves(sols.observed[name])
+            for several, one in zip(together, jax.tree.leaves(value), strict=True):
+                assert one.shape[0] == len(TIMES)
+                np.testing.assert_allclose(
+                    several[lane], one, rtol=1e-9, atol=1e-9, err_msg=name
+                )
 
 
 def final_log_loss(w, **options):
