@@ -249,10 +249,10 @@ def _is_zero(equation: Any, position: int) -> bool:
 
 
 def _blend(on: Array, a: Any, b: Any) -> Array:
-    """a where `on`, b where not; in between, in proportion."""
+    """a where `on`, b where not; of a share, in proportion."""
     if on.dtype == bool:
         return jnp.where(on, a, b)
-    between = (on > 0) & (on < 1)
+    between = (on != 0) & (on != 1)
     whole = jnp.where(on > 0.5, a, b)
     safe_a, safe_b = jnp.where(between, a, 0), jnp.where(between, b, 0)
     return jnp.where(between, on * safe_a + (1 - on) * safe_b, whole)

@@ -28,7 +28,7 @@ from .clocks import (
 )
 from .fields import GradientField
 from .solvers import PrimalDual
-from .solvers._filippov import Filippov
+from .solvers._filippov import Filippov, inner_solver
 
 
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
@@ -72,7 +72,7 @@ def can_locate(dtype: Any) -> bool:
 def check_events(events: tuple[Any, ...], route: Route, dtype: Any) -> None:
     """ValueError where events, or the end of the solve, could not be located."""
     clock = route.clock
-    if events and isinstance(route.solver, PrimalDual):
+    if events and isinstance(inner_solver(route.solver), PrimalDual):
         raise ValueError(
             "events are located on the solver's dense output, which is far from "
             "accurate over the long steps of PrimalDual; leave solver out, or use "
@@ -181,7 +181,9 @@ def chosen_routes(
             return (first,)
     except ValueError:
         return (first,)
-    late = _completed(PrimalDual(), degree, dtype, rtol)
+    late: Any = _completed(PrimalDual(), degree, dtype, rtol)
+    if frozen is not None:
+        late = _following(late, frozen, params, branch)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
 
 
@@ -189,10 +191,10 @@ def _following(
     solver: dfx.AbstractSolver, frozen: Frozen, params: Params, branch: str
 ) -> Filippov:
     """The solver, made to follow the kinks."""
-    if not isinstance(solver, dfx.AbstractERK):
+    if not isinstance(solver, (dfx.AbstractERK, PrimalDual)):
         raise ValueError(
-            f"kinks='auto' follows the model's kinks from one to the next on the dense "
-            f"output of an explicit Runge-Kutta method, not of "
+            "kinks='auto' follows the model's kinks from one to the next with explicit "
+            "Runge-Kutta methods and with gflow.solvers.PrimalDual, not with "
             f"{type(solver).__name__}; leave solver out, or pass kinks='autodiff', "
             "which is the gradient flow only away from kinks."
         )

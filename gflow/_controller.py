@@ -46,6 +46,8 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     # Diffrax hands this to the root finders of implicit solvers.
     norm: Callable[[Any], Scalar] = optx.rms_norm
     resume: ControllerState | None = None
+    # Whether of a step cut short by a kink the error is that of the part.
+    error_to_cut: bool = eqx.field(static=True, default=False)
 
     def wrap(self, direction):
         return self
@@ -70,9 +72,12 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         if cut is not None:
             # A step that met a kink ends there, and the next one is as long as it would
             # have been.
-            short = keep & (cut < t1)
-            next_end = jnp.where(short, cut + (next_end - next_start), next_end)
-            next_start = jnp.where(short, cut, next_start)
+            length = next_end - next_start
+            if self.error_to_cut:
+                length = jnp.where(keep & (cut < t1), t1 - t0, length)
+                length = jnp.where(keep, length, length * (cut - t0) / (t1 - t0))
+            next_start = jnp.where(keep & (cut < t1), cut, next_start)
+            next_end = jnp.where(cut < t1, next_start + length, next_end)
         # Steps shorter than the resolution of the clock would be rejected for ever
         # (a field that is NaN from here on does this).
         stuck = next_end <= next_start + 4 * _resolution(next_start)
@@ -147,12 +152,14 @@ def _integrated(state: FlowState) -> FlowState:
     )
 
 
-def relative_to_arrays(rtol: Scalar, atol: Scalar) -> RelativeToArrays:
+def relative_to_arrays(
+    rtol: Scalar, atol: Scalar, *, error_to_cut: bool = False
+) -> RelativeToArrays:
     """The controller, PI-controlled: smoother than I where stability sets the step."""
     pid = dfx.PIDController(
         rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, dcoeff=0.0, norm=_largest
     )
-    return RelativeToArrays(pid=pid, rtol=rtol, atol=atol)
+    return RelativeToArrays(pid=pid, rtol=rtol, atol=atol, error_to_cut=error_to_cut)
 
 
 def _largest(scalars) -> Scalar:

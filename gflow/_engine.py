@@ -12,7 +12,7 @@ from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
 from .solvers import PrimalDual
-from .solvers._filippov import Filippov
+from .solvers._filippov import Filippov, inner_solver
 
 
 # Of an implicit solver in LogLogTime, in units of rtol^(1/order).
@@ -60,13 +60,14 @@ class Engine(eqx.Module):
     @property
     def args(self) -> FlowField | None:
         """What a solver is told beyond the term."""
-        return self.field if isinstance(self.solver, PrimalDual) else None
+        late = isinstance(inner_solver(self.solver), PrimalDual)
+        return self.field if late else None
 
     def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
         """The position at t0, with the first step chosen."""
         solver, term = self.solver, self.term
         first = None
-        if isinstance(solver, PrimalDual):
+        if isinstance(inner_solver(solver), PrimalDual):
             # The usual guess, by an explicit Euler step, would be that of stability.
             first = _FIRST_STEP * self.controller.rtol ** (1 / solver.order(term))
             first = jnp.minimum(first, end - reading)
@@ -130,7 +131,7 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
     cubic Hermite polynomials, below their order and through stiff derivatives: there
     the solver steps to the save times instead.
     """
-    return isinstance(solver, (dfx.AbstractERK, Filippov))
+    return isinstance(inner_solver(solver), dfx.AbstractERK)
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
 from ._norms import array_norm, inner, log_norm, unit
+from ._problem import Problem
 from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock
 from .fields import GradientField, Velocity
@@ -99,12 +100,20 @@ class FlowField(eqx.Module):
             cut=jtu.tree_map(jnp.zeros_like, state.cut),
         )
 
-    def derivative(self, params: Params, moved: Params, log_rate: Scalar) -> FlowState:
+    def derivative(
+        self,
+        params: Params,
+        moved: Params,
+        log_rate: Scalar,
+        problem: Problem | None = None,
+    ) -> FlowState:
         """d(state)/dc where dW/dc = `moved` is known, in a clock that tells the time.
 
-        Takes a forward pass. All of the bookkeeping is in it, kept or not.
+        Takes a forward pass, of the problem given if it is another. All of the
+        bookkeeping is in it, kept or not.
         """
-        log_loss = self.field.problem.log_loss(params)
+        problem = self.field.problem if problem is None else problem
+        log_loss = problem.log_loss(params)
         log_size = log_norm(moved)
         return FlowState(
             params=moved,

@@ -24,6 +24,7 @@ _FLIPS = 4  # random signs of W by which the size of pre-activations is measured
 class Rows(eqx.Module):
     """At some kinks, as vectors of all parameters: what crossing them does."""
 
+    values: Float[Array, " kinks"]  # z_k
     normals: Float[Array, "kinks P"]  # ∇z_k
     # The change of -∇ℒ from the lower branch to the upper one, in the gradient's scale.
     jumps: Float[Array, "kinks P"]
@@ -41,6 +42,9 @@ class Frozen(eqx.Module):
     in_series: bool = eqx.field(static=True)
     # The primitive and the shape of each group of kinks, in order.
     names: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+    # log(-∂ℒ/∂p_m) of every pair where they are not to be had from W: late, rounding of
+    # W would spoil them.
+    log_weights: Float[Array, " pairs"] | None = None
 
     @property
     def num_groups(self) -> int:
@@ -62,6 +66,22 @@ class Frozen(eqx.Module):
 
     def _example(self, params: Params, x: Array, y: Array) -> Any:
         return _example(self.problem, params, x, y)
+
+    def on(self, branches: Array) -> "Branched":
+        """The smooth problem on these branches, or shares of the upper ones."""
+        problem = self.problem
+        fields = (problem.static, problem.x, problem.y, problem.loss)
+        return Branched(*fields, self, branches)
+
+    def outputs(self, params: Params, branches: Any) -> Float[Array, "examples ..."]:
+        """The model's outputs on given branches."""
+        return self._split(params, branches)[0]
+
+    def output_of(self, params: Params, branches: Any, number: Any) -> Array:
+        """The same, of one example."""
+        x, y = self._examples
+        here = branches[number]
+        return evaluate(self._example, here, params, x[number], y[number])[0]
 
     def _split(self, params: Params, branches: Any) -> tuple[Array, Array]:
         # Outputs and pre-activations of every example.
@@ -132,6 +152,8 @@ class Frozen(eqx.Module):
 
     def _linearised(self, outputs: Array) -> Linearised:
         loss = self.problem.loss
+        if self.log_weights is not None:
+            return _weighted(self.problem, outputs, self.log_weights)
         if not isinstance(loss, Custom):
             return loss.linearise(outputs, self.problem.y)
         # The outputs are the losses themselves.
@@ -166,19 +188,46 @@ class Frozen(eqx.Module):
                 (direction,) = pull_back(pulls[group].reshape(out.shape))
                 return direction
 
-            normal = jax.grad(lambda p: split(p, here)[1][kink])(params)
+            value, normal = jax.value_and_grad(lambda p: split(p, here)[1][kink])(
+                params
+            )
             both = jnp.stack([here.at[kink].set(True), here.at[kink].set(False)])
             jump = jtu.tree_map(lambda a: a[0] - a[1], jax.vmap(pulled)(both))
             real = number < self.total
-            return jtu.tree_map(lambda a: jnp.where(real, a, 0), (normal, jump))
+            row = (value, normal, jump)
+            return jtu.tree_map(lambda a: jnp.where(real, a, 0), row)
 
-        normals, jumps = jax.vmap(one)(index)
-        return Rows(flatten_rows(normals), flatten_rows(jumps))
+        values, normals, jumps = jax.vmap(one)(index)
+        return Rows(values, flatten_rows(normals), flatten_rows(jumps))
 
     def flat_gradient(self, params: Params, branches: Any) -> tuple[Any, Any, Any]:
         """`gradient`, its direction as a vector, and the slope in the outputs."""
         gradient, pull = self.gradient(params, branches)
         return gradient, flatten(gradient.direction), pull
+
+
+class Branched(Problem):
+    """The problem on given branches, which are held fixed."""
+
+    frozen: Frozen
+    branches: Array  # (groups, kinks), bool or shares
+
+    def outputs(self, params: Params) -> Float[Array, "examples ..."]:
+        return self.frozen.outputs(params, self.branches)
+
+    def output_of(self, params: Params, number: Any) -> Float[Array, "..."]:
+        return self.frozen.output_of(params, self.branches, number)
+
+
+def _weighted(problem: Problem, outputs: Array, log_weights: Array) -> Linearised:
+    # With the slopes given.
+    loss: Any = problem.loss
+    pairs, pull_back = jax.vjp(lambda f: loss.pairs(f, problem.y), outputs)
+    log_scale = jax.nn.logsumexp(log_weights)
+    weights = jnp.exp(log_weights - log_scale).reshape(pairs.shape)
+    (pull,) = pull_back(weights.astype(pairs.dtype))
+    at = loss.linearise(outputs, problem.y)
+    return Linearised(at.log_loss, log_scale, pull, at.loss)
 
 
 def _waves(like: Array, number: Any) -> Array:

@@ -213,17 +213,25 @@ class InclusionField(eqx.Module):
 
 
 @eqx.filter_jit
-def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
-    """How far the pattern is from being wrong; negative once it is. And which kink is
-    nearest to that.
+def room(frozen: Frozen, params: Params, pattern: Pattern):
+    """How far a kink that is not pinned is from being on the other side of zero, and
+    which one is nearest to that.
     """
     z = frozen.pre_activations(params, pattern.branches)
     side = jnp.where(pattern.branches, 1, -1).astype(z.dtype)
     sizes = pattern.sizes
     watched = (sizes > 0) & ~pattern.pinned
-    room = (side * z + pattern.offsets) / jnp.where(sizes > 0, sizes, 1)
-    room = jnp.where(watched, room, jnp.inf).reshape(-1)
-    nearest = jnp.argmin(room)
+    left = (side * z + pattern.offsets) / jnp.where(sizes > 0, sizes, 1)
+    left = jnp.where(watched, left, jnp.inf).reshape(-1)
+    nearest = jnp.argmin(left)
+    return left[nearest], nearest
+
+
+@eqx.filter_jit
+def multipliers(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
+    """How far the multiplier of a pinned kink is from leaving [0, 1], and whose is the
+    nearest to that.
+    """
 
     def with_pins():
         at = sliding(frozen, params, pattern, closely=True)
@@ -233,10 +241,19 @@ def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
         inside = jnp.where(pattern.pins < frozen.total, inside, jnp.inf)
         return jnp.min(inside), pattern.pins[jnp.argmin(inside)]
 
-    none = (jnp.asarray(jnp.inf, z.dtype), jnp.asarray(0, pattern.pins.dtype))
-    least, pin = jax.lax.cond(anywhere(pattern.num_pins > 0), with_pins, lambda: none)
-    value = jnp.minimum(room[nearest], least)
-    return value, jnp.where(least < room[nearest], pin, nearest)
+    dtype = pattern.shares.dtype
+    none = (jnp.asarray(jnp.inf, dtype), jnp.asarray(0, pattern.pins.dtype))
+    return jax.lax.cond(anywhere(pattern.num_pins > 0), with_pins, lambda: none)
+
+
+@eqx.filter_jit
+def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
+    """How far the pattern is from being wrong; negative once it is. And which kink is
+    nearest to that.
+    """
+    left, nearest = room(frozen, params, pattern)
+    within, pin = multipliers(frozen, params, pattern, slack)
+    return jnp.minimum(left, within), jnp.where(within < left, pin, nearest)
 
 
 def least_of(like: Array) -> float:

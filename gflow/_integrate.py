@@ -164,7 +164,7 @@ def integrate(
     smooth = found is None if kinks == "auto" else not has_kinks(problem, params)
     events = checked_events(events)
     # Events are located on the dense output, for which late steps are too long.
-    free = smooth and not events
+    free = (smooth or found is not None) and not events
     unasked = clock is None and solver is None
     late = free and (unasked or isinstance(solver, PrimalDual))
     degree = Degree(problem, params)

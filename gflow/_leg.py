@@ -29,7 +29,8 @@ from ._types import BoolScalar, IntScalar, Params, Scalar
 from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
 from .solvers import PrimalDual
-from .solvers._filippov import CROWDED, DISCONTINUOUS, STALLED, Filippov
+from .solvers._filippov import Filippov, inner_solver
+from .solvers._track import CROWDED, DISCONTINUOUS, STALLED
 
 
 # About 200 points are kept by default: between half of this and all of it.
@@ -217,7 +218,11 @@ def runner(
     engine = Engine(
         field=field,
         solver=route.solver,
-        controller=relative_to_arrays(rtol, atol),
+        controller=relative_to_arrays(
+            rtol,
+            atol,
+            error_to_cut=isinstance(inner_solver(route.solver), PrimalDual),
+        ),
         event=event(
             problem,
             plan.events,
@@ -270,12 +275,13 @@ def _stats(
     }
     whole = counts.num_steps.dtype
     # The first stage; and the choice of the first step, unless it is given.
-    first = 1 if isinstance(route.solver, PrimalDual) else 3
+    late = isinstance(inner_solver(route.solver), PrimalDual)
+    first = 1 if late else 3
     first = jnp.where(fresh, jnp.asarray(first, whole), 0)
     if spent is not None:
         spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
         gradients = spent.gradients + first
-        if isinstance(route.solver, Filippov):
+        if not late:
             return stats | {"num_gradients": gradients}
         return stats | {"num_gradients": gradients, "num_newton": spent.newton}
     if each is None:

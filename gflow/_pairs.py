@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._problem import Problem, dtype_of, predict
+from ._problem import Problem, dtype_of
 from ._types import Params
 from .losses import AbstractTailedLoss
 from .nn import Batched
@@ -41,32 +41,30 @@ def some_pairs(
     problem: Problem, params: Params, index: Int[Array, " some"]
 ) -> Float[Array, " some"]:
     """p_m(W) for the given m only: forward passes through their examples."""
-    model = problem.model(params)
-    if isinstance(model, Batched):
+    if isinstance(problem.static, Batched):
         return pair_margins(problem, params)[index]
     wrong = _wrong(problem, params)
     example = index // wrong
-    outputs = predict(model, problem.x[example])
+    outputs = jax.vmap(lambda i: problem.output_of(params, i))(example)
     pairs = tailed(problem).pairs(outputs, problem.y[example])
     return jnp.take_along_axis(pairs, (index % wrong)[:, None], axis=1)[:, 0]
 
 
 def rows(problem: Problem, params: Params, index: Int[Array, " some"]) -> Params:
     """∇p_m(W) for the given m, stacked along a leading axis."""
-    if isinstance(problem.model(params), Batched):
+    if isinstance(problem.static, Batched):
         _, pull_back = jax.vjp(lambda w: pair_margins(problem, w), params)
         number = num_pairs(problem, params)
         one_hot = jax.nn.one_hot(index, number, dtype=dtype_of(params))
         return jax.vmap(lambda c: pull_back(c)[0])(one_hot)
     wrong = _wrong(problem, params)
 
-    def pair(w, x, y, j):
-        outputs = predict(problem.model(w), x[None])
-        return tailed(problem).pairs(outputs, y[None])[0, j]
+    def pair(w, i, j):
+        outputs = problem.output_of(w, i)[None]
+        return tailed(problem).pairs(outputs, problem.y[i][None])[0, j]
 
-    example = index // wrong
-    return jax.vmap(jax.grad(pair), in_axes=(None, 0, 0, 0))(
-        params, problem.x[example], problem.y[example], index % wrong
+    return jax.vmap(jax.grad(pair), in_axes=(None, 0, 0))(
+        params, index // wrong, index % wrong
     )
 
 

@@ -56,6 +56,10 @@ class Problem(eqx.Module):
         """f(x_i; W) for every example."""
         return predict(self.model(params), self.x)
 
+    def output_of(self, params: Params, number: Any) -> Float[Array, "..."]:
+        """f(x_i; W) for one example, of a model that takes one."""
+        return self.model(params)(self.x[number])
+
     def log_loss(self, params: Params) -> Scalar:
         """log ℒ alone: a forward pass."""
         return self.loss.linearise(self.outputs(params), self.y).log_loss

@@ -123,7 +123,7 @@ def run(
         ),
         rtol=rtol,
         parts=_parts(plan, schedule, legs),
-        inclusion=_inclusion(schedule, plan, legs[0], reached),
+        inclusion=_inclusion(schedule, plan, legs, states.pins, reached),
         kinks=plan.kinks,
         clock=clock,
         solver=solver_name,
@@ -132,32 +132,65 @@ def run(
 
 
 def _inclusion(
-    schedule: Schedule, plan: Plan, leg: Leg, reached: Any
+    schedule: Schedule, plan: Plan, legs: tuple[Leg, ...], pins: Any, reached: Any
 ) -> Inclusion | None:
     """What a solve that follows kinks has met."""
-    solver, pins = plan.routes[0].solver, leg.states.pins
+    solver = plan.routes[0].solver
     if not isinstance(solver, Filippov) or pins is None:
         return None
-    track = leg.end.solver_state[1]
-    whole = track.kinks.dtype
+    tracks = [leg.end.solver_state[1] for leg in legs]
+    # What a leg has met that did not run is only its start.
+    ran = [jnp.asarray(True)] + [leg.stats["num_steps"] > 0 for leg in legs[1:]]
+    whole = tracks[0].kinks.dtype
     pins = jnp.round(pins).astype(whole)
     known = reached[:, None] & (pins < solver.frozen.total)
-    route = plan.routes[0]
-    log_elapsed = route.log_elapsed_at(track.readings, track.log_times)
+
+    def total(count: Any) -> IntScalar:
+        counts = [
+            jnp.where(r, count(track), 0) for r, track in zip(ran, tracks, strict=True)
+        ]
+        return sum(counts[1:], counts[0])
+
+    log_times = [
+        log_time_after(
+            schedule.start, route.log_elapsed_at(track.readings, track.log_times)
+        )
+        for route, track in zip(plan.routes, tracks, strict=True)
+    ]
+    log_t, kink, num_pins, ambiguous = log_times[0], *_events(tracks[0])
+    number = tracks[0].num_events
+    for r, track, times in zip(ran[1:], tracks[1:], log_times[1:], strict=True):
+        # One leg's events after the other's.
+        slots = jnp.arange(times.shape[0])
+        new = r & (slots < track.num_events)
+        place = jnp.where(new, number + slots, times.shape[0])
+
+        def put(old: Any, late: Any, place: Any = place) -> Any:
+            return old.at[place].set(late, mode="drop")
+
+        log_t = put(log_t, times)
+        kink, num_pins, ambiguous = jtu.tree_map(
+            put, (kink, num_pins, ambiguous), _events(track)
+        )
+        number = number + jnp.where(r, track.num_events, 0)
     return Inclusion(
         pins=jnp.where(known, pins, -1),
-        log_t=log_time_after(schedule.start, log_elapsed),
-        kink=track.kinks,
-        num_pins=track.pins,
-        ambiguous=track.ambiguous,
-        num_events=track.num_events,
-        num_ambiguous=track.num_ambiguous,
-        num_unsure=track.num_unsure,
-        num_in_series=track.num_in_series,
+        log_t=log_t,
+        kink=kink,
+        num_pins=num_pins,
+        ambiguous=ambiguous,
+        num_events=number,
+        num_ambiguous=total(lambda track: track.num_ambiguous),
+        num_unsure=total(lambda track: track.num_unsure),
+        num_in_series=total(lambda track: track.num_in_series),
         branch=solver.branch,
         kinks_per_example=solver.frozen.num_kinks,
         kinks=solver.frozen.names,
     )
+
+
+def _events(track: Any) -> tuple[Any, Any, Any]:
+    return track.kinks, track.pins, track.ambiguous
 
 
 def _has_direction(params: Params, resume: Resume | None) -> Any:

@@ -17,7 +17,15 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from ._bisect import bisect
-from ._engine import Counts, Engine, Position, Solved, counts_of, position_at
+from ._engine import (
+    Counts,
+    Engine,
+    Position,
+    Solved,
+    counts_of,
+    interpolates_well,
+    position_at,
+)
 from ._flow import FlowState
 from ._types import BoolScalar, Scalar
 
@@ -108,8 +116,10 @@ def at_times_between(
     """Keeps the states at given readings of a clock that tells the time or, if it does
     not, where u = log(1 + t - t0), part of the state, has given values.
 
-    Needs dense output that is as accurate as the steps.
+    Without dense output that is as accurate as the steps, it steps to the times; the
+    clock must tell them.
     """
+    fine = interpolates_well(engine.solver)
     tells_time = start.state.log_time is None
     steps = stretch_length(start.state.params, max_steps)
     # One that has yet to be run, so that the solver is compiled once.
@@ -118,7 +128,8 @@ def at_times_between(
     def up_to(carry, target):
         def body(inner):
             stretch, counts = inner
-            following = run_stretch(engine, stretch.position, end, steps)
+            stop = end if fine else jnp.minimum(target, end)
+            following = run_stretch(engine, stretch.position, stop, steps)
             return following, add(counts, following.counts)
 
         def goes_on(inner):
@@ -128,6 +139,13 @@ def at_times_between(
             )
 
         stretch, counts = jax.lax.while_loop(goes_on, body, carry)
+        if not fine:
+            # Arrived at a time to be saved is not at the end.
+            on = (stretch.result == dfx.RESULTS.successful) & (target < end)
+            result = dfx.RESULTS.where(
+                on, dfx.RESULTS.max_steps_reached, stretch.result
+            )
+            stretch = eqx.tree_at(lambda s: s.result, stretch, result)
         # The solve ends where u is its last target to rounding.
         slack = 1 + ARRIVED * jnp.finfo(target.dtype).eps
         reached = target <= _reached(stretch) * slack
@@ -137,7 +155,7 @@ def at_times_between(
             reading = _invert(
                 lambda c: stretch.dense.evaluate(c).log_time, stretch, target
             )
-        state = stretch.dense.evaluate(reading)
+        state = stretch.dense.evaluate(reading) if fine else stretch.position.state
         at_start = target <= 0
         state = jtu.tree_map(lambda a, b: jnp.where(at_start, a, b), start.state, state)
         reading = jnp.where(at_start, start.reading, reading)

@@ -1,4 +1,4 @@
-"""An explicit Runge-Kutta method that follows the inclusion from kink to kink."""
+"""A solver that follows the inclusion from kink to kink."""
 
 import functools
 from typing import Any, ClassVar
@@ -8,44 +8,47 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from .._flow import FlowState, Work
 from .._frozen import Frozen
-from .._inclusion import InclusionField, Pattern, least_of, margin, onto_pins
+from .._inclusion import (
+    InclusionField,
+    Pattern,
+    least_of,
+    margin,
+    multipliers,
+    onto_pins,
+    room,
+)
 from .._lanes import anywhere
 from .._resolve import Resolution, settle
 from .._types import BoolScalar, IntScalar, Params, Scalar
+from ._crossing import first_crossing
+from ._primal_dual import Holding, PrimalDual, weighted
+from ._track import Track, in_series, log_time_of, logged, started
 
 
 _NODES = (0.25, 0.5, 0.75, 1.0)  # of a step, where the signs are looked at
-_LOCATE = 60  # iterations at most
-_STALLS = 50  # events in a row with hardly any time between them:
-_STALLED = 1e4  # roundings of the reading
 _FORWARD = 1 / 3  # of a gradient
 _SETTLE = 4.0  # gradients, about: sizes, branches, rows
-LOGGED = 512  # events that are kept
+# How far on the other side a repeated implicit step may end: z, of its size, and
+# multipliers, which Newton's method leaves less accurate.
+_NEAR, _NEAR_SHARE = 1e-9, 1e-5
 
-CROWDED, DISCONTINUOUS, STALLED = 1, 2, 3
 
-
-class Track(eqx.Module):
-    """Where the solve is, and the events on the way."""
-
-    pattern: Pattern
-    jumped: BoolScalar  # whether the pattern has just changed
-    stalls: IntScalar
-    failure: IntScalar  # 0, or one of the above
-    num_events: IntScalar
-    num_ambiguous: IntScalar
-    num_unsure: IntScalar
-    num_in_series: IntScalar
-    # Of the first events: when, which kink, how many pins after it, whether ambiguous.
-    readings: Float[Array, " events"]
-    log_times: Float[Array, " events"]
-    kinks: Int[Array, " events"]
-    pins: Int[Array, " events"]
-    ambiguous: Bool[Array, " events"]
+class _Trial(eqx.Module):
+    # A step, or the part of it up to where its pattern ceases to fit.
+    state: FlowState
+    error: FlowState
+    dense: Any
+    inner: Any  # the solver's state
+    trial: Scalar  # where the dense output ends
+    end: Scalar
+    event: BoolScalar
+    kink: IntScalar
+    looks: IntScalar
+    result: Any
 
 
 class Filippov(dfx.AbstractAdaptiveSolver):
@@ -55,9 +58,12 @@ class Filippov(dfx.AbstractAdaptiveSolver):
     leaves [0, 1], is cut short there, and the next one begins on the pattern on which
     the inclusion goes on (Filippov 1988, Chapter 2). Diffrax's loop is the only one:
     the step-size controller is told where the step was cut (`FlowState.cut`).
+
+    Where the solver is explicit the place is found on its dense output. That of
+    `PrimalDual` is not accurate over its long steps, which are repeated instead.
     """
 
-    solver: dfx.AbstractERK
+    solver: dfx.AbstractERK | PrimalDual
     frozen: Frozen
     branch: str = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
@@ -77,35 +83,23 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         return terms.vf(t0, y0, None)
 
     def _settle(
-        self, params: Params, before: Pattern | None
+        self, frozen: Frozen, params: Params, before: Pattern | None
     ) -> tuple[Pattern, Resolution]:
         return settle(
-            self.frozen, params, before, capacity=self.capacity, branch=self.branch
+            frozen, params, before, capacity=self.capacity, branch=self.branch
         )
 
+    def _told(self, pattern: Pattern, args: Any) -> Any:
+        """What the inner solver is told of the pattern."""
+        if isinstance(self.solver, PrimalDual):
+            return Holding(args, self.frozen, pattern)
+        return InclusionField(self.frozen, pattern)
+
     def init(self, terms, t0, t1, y0, args):
-        pattern, found = self._settle(y0.params, None)
-        field = InclusionField(self.frozen, pattern)
-        inner = self.solver.init(terms, t0, t1, y0, field)
-        dtype = jnp.result_type(y0.dissipated)
-        whole = jnp.asarray(0)
-        ambiguous = found.ambiguous
-        track = Track(
-            pattern=pattern,
-            jumped=jnp.asarray(True),
-            stalls=whole,
-            failure=_failure(found),
-            num_events=ambiguous.astype(whole.dtype),
-            num_ambiguous=ambiguous.astype(whole.dtype),
-            num_unsure=(~found.consistent).astype(whole.dtype),
-            num_in_series=_in_series(self.frozen, pattern).astype(whole.dtype),
-            readings=jnp.full(LOGGED, jnp.nan, dtype).at[0].set(t0),
-            log_times=jnp.full(LOGGED, jnp.nan, dtype).at[0].set(_log_time(y0)),
-            kinks=jnp.full(LOGGED, -1, whole.dtype).at[0].set(found.index[0]),
-            pins=jnp.zeros(LOGGED, whole.dtype).at[0].set(pattern.num_pins),
-            ambiguous=jnp.zeros(LOGGED, bool).at[0].set(ambiguous),
-        )
-        return inner, track
+        pattern, found = self._settle(self.frozen, y0.params, None)
+        told = self._told(pattern, args)
+        inner = self.solver.init(terms, t0, t1, y0, told)
+        return inner, started(self.frozen, pattern, found, t0, y0)
 
     def pins(self, solver_state: Any, like: Scalar) -> Float[Array, " K"]:
         """The pinned kinks, as the state carries them."""
@@ -113,28 +107,21 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, track = solver_state
-        field = InclusionField(self.frozen, track.pattern)
-        y1, error, dense, inner, result = self.solver.step(
-            terms, t0, t1, y0, field, inner, made_jump | track.jumped
-        )
-        path = self.solver.interpolation_cls(t0=t0, t1=t1, **dense)
         pattern = track.pattern
-
-        def at(fraction: Any) -> FlowState:
-            return path.evaluate(t0 + fraction * (t1 - t0))
-
-        slack = least_of(y0.dissipated)
-
-        def room(fraction: Any) -> tuple[Scalar, IntScalar]:
-            return margin(self.frozen, at(fraction).params, pattern, slack)
-
-        fraction, event, kink, looks = _first_crossing(room, slack, y0.dissipated.dtype)
-        state = _select(event, at(fraction), y1)
-        params = onto_pins(self.frozen, state.params, pattern)
-        state = eqx.tree_at(lambda s: s.params, state, params)
+        told = self._told(pattern, args)
+        if isinstance(self.solver, PrimalDual):
+            tried = self._repeated(self.solver, t0, t1, y0, told, inner)
+            # Late, the multipliers are what was solved for.
+            frozen = weighted(self.frozen, tried.inner.log_weights)
+        else:
+            jumped = made_jump | track.jumped
+            tried = self._along(terms, t0, t1, y0, told, inner, pattern, jumped)
+            frozen = self.frozen
+        event = tried.event
+        params = onto_pins(frozen, tried.state.params, pattern)
 
         def change() -> tuple[Pattern, Resolution]:
-            return self._settle(params, pattern)
+            return self._settle(frozen, params, pattern)
 
         def keep() -> tuple[Pattern, Resolution]:
             _, found = eqx.filter_eval_shape(change)
@@ -150,24 +137,124 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         )
         turned = jnp.any(after.branches != pattern.branches)
         turned = turned | jnp.any(after.pins != pattern.pins)
-        kink = jnp.where(event, kink, after.pins[0])
+        kink = jnp.where(event, tried.kink, after.pins[0])
         met = event | (due & turned)
-        end = jnp.where(event, t0 + fraction * (t1 - t0), t1)
-        spent = self._spent(track, looks, due)
+        spent, inner = self._spent(track, tried, due), tried.inner
+        if isinstance(self.solver, PrimalDual):
+            inner = self._restarted(tried, params, after, told, due)
         before = y0.work
         assert before is not None
         state = eqx.tree_at(
-            lambda s: (s.pins, s.cut, s.work),
-            state,
-            (after.pins.astype(end.dtype), end, before + spent),
+            lambda s: (s.params, s.pins, s.cut, s.work),
+            tried.state,
+            (params, after.pins.astype(tried.end.dtype), tried.end, before + spent),
         )
         lost = track.failure != 0
-        error = jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), error)
+        error = jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), tried.error)
         error = eqx.tree_at(lambda e: e.work, error, spent)
-        series = _in_series(self.frozen, after)
-        new = _logged(track, after, found, met, kink, series, t0, end, _log_time(state))
-        info = {"inner": dense, "begin": t0, "trial": t1, "end": end}
-        return state, error, info, (inner, new), result
+        series = in_series(self.frozen, after)
+        log_time = log_time_of(state)
+        new = logged(track, after, found, met, kink, series, t0, tried.end, log_time)
+        info = {
+            "inner": tried.dense,
+            "begin": t0,
+            "trial": tried.trial,
+            "end": tried.end,
+        }
+        return state, error, info, (inner, new), tried.result
+
+    def _along(
+        self, terms, t0, t1, y0, told, inner, pattern: Pattern, jumped: BoolScalar
+    ) -> _Trial:
+        """An explicit step, cut on its dense output."""
+        y1, error, dense, inner, result = self.solver.step(
+            terms, t0, t1, y0, told, inner, jumped
+        )
+        path = self.solver.interpolation_cls(t0=t0, t1=t1, **dense)
+
+        def at(fraction: Any) -> FlowState:
+            return path.evaluate(t0 + fraction * (t1 - t0))
+
+        slack = least_of(y0.dissipated)
+
+        def left(fraction: Any) -> tuple[Scalar, BoolScalar, IntScalar, None]:
+            value, kink = margin(self.frozen, at(fraction).params, pattern, slack)
+            return value, value >= -slack, kink, None
+
+        found = first_crossing(left, _NODES, slack, y0.dissipated.dtype)
+        event = found.found
+        return _Trial(
+            state=_select(event, at(found.fraction), y1),
+            error=error,
+            dense=dense,
+            inner=inner,
+            trial=t1,
+            end=jnp.where(event, t0 + found.fraction * (t1 - t0), t1),
+            event=event,
+            kink=found.about,
+            looks=found.count,
+            result=result,
+        )
+
+    def _repeated(self, solver: PrimalDual, t0, t1, y0, told: Holding, inner) -> _Trial:
+        """An implicit step, repeated up to where its pattern ceases to fit."""
+        slack = least_of(y0.dissipated)
+        pattern = told.pattern
+
+        def step(fraction: Any) -> tuple[Scalar, BoolScalar, Any, Any]:
+            end = jnp.where(fraction >= 1, t1, t0 + fraction * (t1 - t0))
+            y1, error, dense, after, stages = solver.advance(t0, end, y0, told, inner)
+            inside, near = jax.vmap(lambda p: room(self.frozen, p, pattern))(stages)
+            first = jnp.argmin(inside)
+            left, kink = room(self.frozen, y1.params, pattern)
+            kink = jnp.where(inside[first] < left, near[first], kink)
+            left = jnp.minimum(inside[first], left)
+            given = weighted(self.frozen, after.log_weights)
+            within, pin = multipliers(given, y1.params, pattern, slack)
+            kink = jnp.where(within < left, pin, kink)
+            value = jnp.minimum(within, left)
+            value = jnp.where(jnp.isfinite(error.dissipated), value, jnp.nan)
+            close = (left >= -_NEAR) & (within >= -_NEAR_SHARE)
+            return value, close, (y1, error, dense, after, end, kink), error.work
+
+        given = weighted(self.frozen, inner.log_weights)
+        start, _ = margin(given, y0.params, pattern, slack)
+        found = first_crossing(step, (1.0,), slack, y0.dissipated.dtype, start)
+        y1, error, dense, after, end, kink = found.about
+        error = eqx.tree_at(lambda e: e.work, error, found.cost)
+        return _Trial(
+            state=y1,
+            error=error,
+            dense=dense,
+            inner=after,
+            trial=end,
+            end=end,
+            event=found.found,
+            kink=kink,
+            looks=found.count,
+            result=dfx.RESULTS.successful,
+        )
+
+    def _restarted(
+        self,
+        tried: _Trial,
+        params: Params,
+        after: Pattern,
+        told: Holding,
+        due: BoolScalar,
+    ) -> Any:
+        """The implicit solver's state on the next pattern."""
+        solver: Any = self.solver
+        at = eqx.tree_at(lambda h: h.pattern, told, after)
+
+        def again() -> Any:
+            return solver.restarted(tried.end, params, at, tried.inner.log_weights)
+
+        return jax.lax.cond(
+            anywhere(due),
+            lambda: _select(due, again(), tried.inner),
+            lambda: tried.inner,
+        )
 
     def _lingers(self, params: Params, pattern: Pattern) -> BoolScalar:
         """Whether kinks are at zero that are not pinned, since the last event."""
@@ -180,146 +267,27 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
         return jax.lax.cond(anywhere(free), look, lambda: jnp.asarray(False))
 
-    def _spent(self, track: Track, looks: IntScalar, event: BoolScalar) -> Work:
+    def _spent(self, track: Track, tried: _Trial, event: BoolScalar) -> Work:
         # In gradients, with the rows of pinned kinks at three of one example each.
         dtype = track.readings.dtype
-        tableau: Any = self.solver.tableau
-        stages = tableau.num_stages - tableau.fsal + track.jumped.astype(dtype)
+        looks = tried.looks.astype(dtype)
         pinned = track.pattern.num_pins.astype(dtype)
         each = 1 + 3 * pinned / self.frozen.num_groups
         check = jnp.where(pinned > 0, _FORWARD + each, _FORWARD)
-        total = (
-            stages * each + looks.astype(dtype) * check + jnp.where(event, _SETTLE, 0)
-        )
+        total = looks * check + jnp.where(event, _SETTLE, 0)
+        if isinstance(self.solver, PrimalDual):
+            work: Any = tried.error.work
+            total = total + 3 * _FORWARD * looks  # at the stages
+            return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
+        tableau: Any = self.solver.tableau
+        stages = tableau.num_stages - tableau.fsal + track.jumped.astype(dtype)
+        total = total + stages * each
         return Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
 
-def _in_series(frozen: Frozen, pattern: Pattern) -> BoolScalar:
-    """Whether two kinks of one example are pinned that may depend on each other."""
-    if not frozen.in_series:
-        return jnp.asarray(False)
-    return jnp.any(jnp.sum(pattern.pinned, axis=1) > 1)
-
-
-def _failure(found: Resolution) -> IntScalar:
-    crowded = jnp.where(found.crowded, CROWDED, 0)
-    return jnp.where(found.jumps & ~found.crowded, DISCONTINUOUS, crowded)
-
-
-def _log_time(state: FlowState) -> Scalar:
-    blank = jnp.full_like(state.dissipated, jnp.nan)
-    return blank if state.log_time is None else state.log_time
-
-
-def _logged(
-    track: Track,
-    pattern: Pattern,
-    found: Resolution,
-    event: BoolScalar,
-    kink: IntScalar,
-    series: BoolScalar,
-    start: Any,
-    end: Any,
-    log_time: Scalar,
-) -> Track:
-    eps = jnp.finfo(end.dtype).eps
-    still = event & (end - start <= _STALLED * eps * jnp.abs(end))
-    stalls = jnp.where(still, track.stalls + 1, 0)
-    failure = jnp.where(stalls > _STALLS, STALLED, _failure(found))
-    failure = jnp.where(event, failure, 0)
-    slot = jnp.where(event, track.num_events, LOGGED)
-
-    def write(buffer: Array, x: Any) -> Array:
-        return buffer.at[slot].set(jnp.asarray(x, buffer.dtype), mode="drop")
-
-    def counted(count: IntScalar, condition: BoolScalar) -> IntScalar:
-        return count + (event & condition).astype(count.dtype)
-
-    return Track(
-        pattern=pattern,
-        jumped=event,
-        stalls=stalls,
-        failure=jnp.where(track.failure != 0, track.failure, failure),
-        num_events=counted(track.num_events, jnp.asarray(True)),
-        num_ambiguous=counted(track.num_ambiguous, found.ambiguous),
-        num_unsure=counted(track.num_unsure, ~found.consistent),
-        num_in_series=counted(track.num_in_series, series),
-        readings=write(track.readings, end),
-        log_times=write(track.log_times, log_time),
-        kinks=write(track.kinks, kink),
-        pins=write(track.pins, pattern.num_pins),
-        ambiguous=write(track.ambiguous, found.ambiguous),
-    )
-
-
-def _first_crossing(function, slack, dtype):
-    """Where a function first falls below zero in (0, 1], if at any of the nodes.
-
-    Between the nodes by regula falsi in the Illinois variant, with every third step a
-    bisection; on the far side, at a value above -slack if it is continuous. Returns the
-    place, whether there is one, what the function says is nearest there, and the number
-    of evaluations.
-    """
-    nodes = jnp.asarray(_NODES, dtype)
-    tiny = 4 * float(jnp.finfo(dtype).eps)
-
-    class Search(eqx.Module):
-        low: Any
-        high: Any
-        value: Any  # at `high`
-        low_weight: Any
-        high_weight: Any
-        nearest: Any
-        found: Any
-        node: Any
-        count: Any
-
-    def goes_on(s: Search):
-        near = (s.high - s.low <= tiny * s.high) | (s.value >= -slack)
-        looking = ~s.found & (s.node < len(_NODES))
-        return looking | (s.found & ~near & (s.count < _LOCATE))
-
-    def body(s: Search):
-        span = s.low_weight - s.high_weight
-        x = s.low + (s.high - s.low) * s.low_weight / jnp.where(span > 0, span, 1)
-        inside = (x > s.low) & (x < s.high) & (s.count % 3 != 2)
-        # Where the least of several margins is flat until another one falls, secants
-        # get nowhere.
-        inside = inside & (s.low_weight > 4 * slack)
-        x = jnp.where(inside, x, 0.5 * (s.low + s.high))
-        x = jnp.where(s.found, x, nodes[jnp.minimum(s.node, len(_NODES) - 1)])
-        value, nearest = function(x)
-        # (A state that is not a number is not an event, but a step to be rejected.)
-        fell = value < 0
-        # A side that is kept counts half.
-        low_weight = jnp.where(s.found, 0.5 * s.low_weight, s.low_weight)
-        return Search(
-            low=jnp.where(fell, s.low, x),
-            high=jnp.where(fell, x, s.high),
-            value=jnp.where(fell, value, s.value),
-            low_weight=jnp.where(fell, low_weight, value),
-            high_weight=jnp.where(fell, value, 0.5 * s.high_weight),
-            nearest=jnp.where(fell, nearest, s.nearest),
-            found=s.found | fell,
-            node=s.node + 1,
-            count=s.count + 1,
-        )
-
-    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-    whole = jnp.asarray(0)
-    first = Search(
-        low=zero,
-        high=one,
-        value=-one,
-        low_weight=jnp.asarray(slack, dtype),
-        high_weight=-one,
-        nearest=whole,
-        found=jnp.asarray(False),
-        node=whole,
-        count=whole,
-    )
-    last = jax.lax.while_loop(goes_on, body, first)
-    return last.high, last.found, last.nearest, last.count
+def inner_solver(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """What steps: the solver, or the one that is made to follow kinks."""
+    return solver.solver if isinstance(solver, Filippov) else solver
 
 
 def _select(condition: BoolScalar, a: Any, b: Any) -> Any:

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float
 
 from .._flat import flatten, unflattener
 from .._flow import FlowField, FlowState, no_work
+from .._frozen import Frozen
+from .._inclusion import Pattern, sliding
 from .._types import Params, Scalar
 from ..clocks import LogLogTime
-from ._stage import Point, Stage, solve_stage
+from ._stage import Held, Point, Stage, solve_stage
 
 
 # Kvaerno (2004), "Singly diagonally implicit Runge-Kutta methods with an explicit first
@@ -28,6 +30,7 @@ _DIAGONAL = np.asarray(_GIVEN.a_diagonal)
 _LOWER = np.zeros((_NUM_STAGES, _NUM_STAGES))
 for _i, _row in enumerate(_GIVEN.a_lower):
     _LOWER[_i + 1, : len(_row)] = _row
+_INNER = np.flatnonzero((_C > 0) & (_C < 1))  # stages within the step
 # A stage is first guessed from these earlier ones (by their numbers, 0 the start of the
 # step): polynomial interpolation, only once they enclose it.
 _GUESSED_FROM = ((0,), (1,), (0, 1, 2), (0, 1, 3), (1, 2, 3, 4), (5,))
@@ -47,6 +50,15 @@ class PrimalDualState(eqx.Module):
 
     log_weights: Float[Array, " pairs"]
     slope: Float[Array, " P"]
+    shares: Float[Array, " K"] | None  # of kinks that are pinned
+
+
+class Holding(eqx.Module):
+    """What a step is told where kinks are followed: the pattern that it is on."""
+
+    field: FlowField
+    frozen: Frozen
+    pattern: Pattern
 
 
 class PrimalDual(dfx.AbstractAdaptiveSolver):
@@ -98,18 +110,37 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         return terms.vf(t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args) -> PrimalDualState:
-        field = _field(args)
         theta = flatten(y0.params) / self._scale(t0)
         zero = jnp.zeros((), theta.dtype)
-        stage = self._stage(field, y0.params, t0, theta, zero)
-        pairs, pull_back = jax.vjp(stage.margins, theta)
+        stage = self._stage(args, y0.params, t0, theta, zero)
+        shares = args.pattern.shares if isinstance(args, Holding) else None
+        pairs, pull_back = jax.vjp(lambda x: stage.margins(x, shares), theta)
         log_weights = stage.targets(pairs)
+        if isinstance(args, Holding):
+            return self.restarted(t0, y0.params, args, log_weights)
         (gradient,) = pull_back(jnp.exp(log_weights))
-        return PrimalDualState(log_weights, gradient - stage.decay * theta)
+        slope = gradient - stage.decay * theta
+        return PrimalDualState(log_weights, slope, None)
+
+    def restarted(
+        self, reading: Any, params: Params, at: Holding, log_weights: Array
+    ) -> PrimalDualState:
+        """On another pattern, where the last one had these multipliers."""
+        scale = self._scale(reading)
+        given = weighted(at.frozen, log_weights)
+        velocity = sliding(given, params, at.pattern, closely=True)
+        gradient = scale * jnp.exp(velocity.gradient.log_slope) * velocity.direction
+        slope = gradient - self._decay * flatten(params) / scale
+        return PrimalDualState(log_weights, slope, velocity.multipliers)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del terms, made_jump
-        field, h = _field(args), t1 - t0
+        y1, error, dense, state, _ = self.advance(t0, t1, y0, args, solver_state)
+        return y1, error, dense, state, dfx.RESULTS.successful
+
+    def advance(self, t0, t1, y0, args, solver_state: PrimalDualState):
+        """A step, with the parameters at its inner stages along a leading axis."""
+        h = t1 - t0
         dtype = solver_state.slope.dtype
         times = t0 + h * jnp.asarray(_C, dtype)
         theta0 = flatten(y0.params) / self._scale(t0)
@@ -121,7 +152,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
             i, lower, gamma, time, guess = row
             guessed = _guessed(points, guess)
             base = theta0 + h * (lower @ slopes)
-            stage = self._stage(field, y0.params, time, base, gamma * h)
+            stage = self._stage(args, y0.params, time, base, gamma * h)
             point, found, spent = jax.lax.cond(
                 good,
                 lambda: solve_stage(stage, guessed, tolerance),
@@ -134,7 +165,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         number = _NUM_STAGES
         slopes = jnp.zeros((number, theta0.shape[0]), dtype)
         slopes = slopes.at[0].set(solver_state.slope)
-        start = Point(theta0, solver_state.log_weights)
+        start = Point(theta0, solver_state.log_weights, solver_state.shares)
         points = jtu.tree_map(lambda a: jnp.stack([a] * number), start)
         stages = (
             jnp.arange(1, number),
@@ -146,9 +177,9 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         carry = (slopes, points, jnp.asarray(True), no_work(dtype))
         (slopes, points, good, work), _ = jax.lax.scan(implicit, carry, stages)
         point = jtu.tree_map(lambda a: a[-1], points)
-        rates = jax.vmap(lambda c, a, b: self._rate(field, y0.params, c, a, b))(
-            times, points.theta, slopes
-        )
+        rates = jax.vmap(
+            lambda c, point, slope: self._rate(args, y0.params, c, point, slope)
+        )(times, points, slopes)
         unflatten, scale = unflattener(y0.params), self._scale(t1)
         b_sol, b_error = jnp.asarray(_B_SOL, dtype), jnp.asarray(_B_ERROR, dtype)
         y1 = _after(y0, unflatten(scale * point.theta), rates, h * b_sol)
@@ -172,8 +203,12 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
             return _kept(y0, jtu.tree_map(lambda r: h * r[i], rates))
 
         dense = {"y0": y0, "y1": y1, "k0": ends(0), "k1": ends(-1)}
-        state = PrimalDualState(point.log_weights, slopes[-1])
-        return y1, error, dense, state, dfx.RESULTS.successful
+        state = PrimalDualState(point.log_weights, slopes[-1], point.shares)
+        inner = jnp.asarray(_INNER)
+        stages = jax.vmap(lambda c, x: unflatten(self._scale(c) * x))(
+            times[inner], points.theta[inner]
+        )
+        return y1, error, dense, state, stages
 
     @property
     def _decay(self) -> float:
@@ -184,11 +219,12 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         return jnp.exp(self._decay * reading)
 
     def _stage(
-        self, field: FlowField, like: Params, reading: Any, base: Any, step: Any
+        self, args: Any, like: Params, reading: Any, base: Any, step: Any
     ) -> Stage:
         scale = self._scale(reading)
         return Stage(
-            problem=field.field.problem,
+            smooth=_field(args).field.problem,
+            held=_held(args),
             like=like,
             base=base,
             step=step,
@@ -198,11 +234,15 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
             support=self.support,
         )
 
-    def _rate(self, field, like, reading, theta, slope) -> FlowState:
+    def _rate(self, args, like, reading, point: Point, slope) -> FlowState:
         # dW/dc = σ (θ/L + dθ/dc).
         unflatten, scale = unflattener(like), self._scale(reading)
-        moved = unflatten(scale * (slope + self._decay * theta))
-        return field.derivative(unflatten(scale * theta), moved, _log_rate(reading))
+        params = unflatten(scale * point.theta)
+        moved = unflatten(scale * (slope + self._decay * point.theta))
+        held = _held(args)
+        # Stages may lie beyond the step, where another branch is the model's.
+        problem = None if held is None else held.on(point.shares)
+        return _field(args).derivative(params, moved, _log_rate(reading), problem)
 
 
 def _integral_of_growth(start: Scalar, rates, times, h: Any) -> Scalar:
@@ -236,15 +276,30 @@ def _guessed(points: Point, guess: Float[Array, " stages"]) -> Point:
     logs = points.log_weights
     low = jnp.min(jnp.where(used, logs, jnp.inf), axis=0)
     high = jnp.max(jnp.where(used, logs, -jnp.inf), axis=0)
-    return Point(guess @ points.theta, jnp.clip(guess @ logs, low, high))
+    shares = None if points.shares is None else guess @ points.shares
+    return Point(guess @ points.theta, jnp.clip(guess @ logs, low, high), shares)
+
+
+def weighted(frozen: Frozen, log_weights: Any) -> Frozen:
+    """With these log λ, up to a factor, in place of the loss's slopes."""
+    return eqx.tree_at(
+        lambda f: f.log_weights, frozen, log_weights, is_leaf=lambda x: x is None
+    )
 
 
 def _log_rate(reading: Any) -> Scalar:
     return LogLogTime().log_rate(reading, None, None, cast(Any, None))
 
 
+def _held(args: Any) -> Held | None:
+    if not isinstance(args, Holding):
+        return None
+    return Held(args.frozen, args.pattern.branches, args.pattern.pins)
+
+
 def _field(args: Any) -> FlowField:
     # Diffrax hides the term that it is given from its solvers.
+    args = args.field if isinstance(args, Holding) else args
     if not isinstance(args, FlowField) or not isinstance(args.clock, LogLogTime):
         raise ValueError(
             "PrimalDual runs in gflow.integrate, in the clock "
@@ -267,6 +322,8 @@ def _kept(like: FlowState, state: FlowState) -> FlowState:
         motion=book(like.motion, state.motion),
         log_time=None,
         work=None if like.work is None else jtu.tree_map(jnp.zeros_like, like.work),
+        pins=None if like.pins is None else jnp.zeros_like(like.pins),
+        cut=None if like.cut is None else jnp.zeros_like(like.cut),
     )
 
 
@@ -284,4 +341,6 @@ def _after(y0: FlowState, params: Params, rates: FlowState, weights) -> FlowStat
         motion=add(y0.motion, rates.motion),
         log_time=None,
         work=y0.work,
+        pins=y0.pins,
+        cut=y0.cut,
     )

@@ -8,7 +8,12 @@ with the margins p_m at σθ. Late, p is of the order of log t, so that λ chang
 factors of e^{p δθ}: Newton's method on θ alone sees a cliff. With log λ as unknowns of
 their own, as interior-point methods have them, both equations are nearly linear where
 the solution is.
+
+On kinks that the flow slides along, z_k(θ) = 0 is one equation more and the share s_k
+of the upper branch, of which p_m is a function too, one more unknown.
 """
+
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,6 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._flat import flatten_rows, unflattener
 from .._flow import Work, no_work
+from .._frozen import Frozen
+from .._inclusion import unit_rows
 from .._pairs import log_pair_slopes, pair_margins, rows, tailed
 from .._problem import Problem
 from .._types import BoolScalar, IntScalar, Params, Scalar
@@ -32,10 +39,25 @@ _FORCING = 1e-3
 _DUAL_TOLERANCE = 1e-3
 
 
+class Held(eqx.Module):
+    """The branches that a step is on, and the kinks that it is pinned to."""
+
+    frozen: Frozen
+    branches: Bool[Array, "groups kinks"]
+    pins: Int[Array, " K"]
+
+    def on(self, shares: Any) -> Problem:
+        """The problem there, with these shares of the pinned kinks' upper branches."""
+        flat = self.branches.reshape(-1).astype(shares.dtype)
+        flat = flat.at[self.pins].set(shares, mode="drop")
+        return self.frozen.on(flat.reshape(self.branches.shape))
+
+
 class Stage(eqx.Module):
     """The equations of a stage: see the head of this file."""
 
-    problem: Problem
+    smooth: Problem  # where nothing is held
+    held: Held | None
     like: Params  # the parameters' shapes
     base: Float[Array, " P"]  # b
     step: Scalar  # hγ
@@ -48,19 +70,24 @@ class Stage(eqx.Module):
         """W = σθ."""
         return unflattener(self.like)(self.scale * theta)
 
-    def margins(self, theta: Float[Array, " P"]) -> Float[Array, " pairs"]:
-        return pair_margins(self.problem, self.params(theta))
+    def problem(self, shares: Any) -> Problem:
+        """The problem with these shares."""
+        return self.smooth if self.held is None else self.held.on(shares)
+
+    def margins(self, theta: Float[Array, " P"], shares: Any) -> Float[Array, " pairs"]:
+        return pair_margins(self.problem(shares), self.params(theta))
 
     def targets(self, pairs: Float[Array, " pairs"]) -> Float[Array, " pairs"]:
         """log λ as it is at these margins."""
-        return log_pair_slopes(self.problem, pairs) + self.log_factor
+        return log_pair_slopes(self.smooth, pairs) + self.log_factor
 
 
 class Point(eqx.Module):
-    """A candidate (θ, log λ)."""
+    """A candidate (θ, log λ, s)."""
 
     theta: Float[Array, " P"]
     log_weights: Float[Array, " pairs"]
+    shares: Float[Array, " K"] | None
 
 
 class _Newton(eqx.Module):
@@ -103,12 +130,12 @@ def solve_stage(
 
 def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]:
     """One Newton correction: the new point, its size in θ and in λ, and its cost."""
-    theta = point.theta
-    pairs, pull_back = jax.vjp(stage.margins, theta)
+    theta, shares = point.theta, point.shares
+    pairs, pull_back = jax.vjp(lambda x: stage.margins(x, shares), theta)
     targets = stage.targets(pairs)
     index = _support(stage, point.log_weights, targets)
     params = stage.params(theta)
-    jacobian = stage.scale * flatten_rows(rows(stage.problem, params, index))
+    jacobian = stage.scale * flatten_rows(rows(stage.problem(shares), params, index))
     kernel = jacobian @ jacobian.T
     slopes = _slope_matrix(stage, pairs, index)  # C = -∂log λ/∂p
 
@@ -140,9 +167,30 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
         dual = rhs - ratio * (slopes @ (kernel @ scaled))
         return (stage.step * (scaled @ jacobian) - r_theta) / diagonal, dual
 
+    nothing = jnp.zeros_like(r_dual)
+    if stage.held is None:
+        onto = None
+    else:
+        pins = _pins(stage, stage.held, point, weights)
+        # What a unit of each jump does; the shares are those by which z vanishes.
+        reach, reach_dual = jax.vmap(lambda j: without_curvature(-ratio * j, nothing))(
+            pins.jumps
+        )
+        schur = pins.normals @ reach.T
+        unused = jnp.where(jnp.diagonal(schur) == 0, ratio, 0)
+        onto = jsl.lu_factor(schur + jnp.diag(unused))
+
+    def solved(r_theta, r_dual, z):
+        """The correction without curvature: of θ, of log λ, and along the jumps."""
+        change, dual = without_curvature(r_theta, r_dual)
+        if onto is None:
+            return change, dual, None
+        along = jsl.lu_solve(onto, -z - pins.normals @ change)
+        return change + along @ reach, dual + along @ reach_dual, along
+
     # Curvature, and all that the pairs do which the matrix leaves out.
     def gradient_with_some_held(theta):
-        pairs, pull_back = jax.vjp(stage.margins, theta)
+        pairs, pull_back = jax.vjp(lambda x: stage.margins(x, shares), theta)
         weights = jnp.exp(stage.targets(pairs)).at[index].set(weights_some)
         return pull_back(weights)[0]
 
@@ -151,15 +199,19 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
     def curved(v):
         return stage.step * bend(v)
 
-    nothing = jnp.zeros_like(r_dual)
-    first, _ = without_curvature(r_theta, r_dual)
+    z = None if onto is None else pins.distances
+    still = None if onto is None else jnp.zeros_like(pins.distances)
+    first, _, _ = solved(r_theta, r_dual, z)
     change, products = gmres(
-        lambda v: v - without_curvature(-curved(v), nothing)[0],
+        lambda v: v - solved(-curved(v), nothing, still)[0],
         first,
         rtol=_FORCING,
         max_products=_MAX_PRODUCTS,
     )
-    change, dual = without_curvature(r_theta - curved(change), r_dual)
+    change, dual, along = solved(r_theta - curved(change), r_dual, z)
+    if onto is not None:
+        safe = jnp.where(pins.sizes == 0, 1, diagonal * pins.sizes)
+        shares = shares + jnp.where(pins.sizes == 0, 0, along / safe)
 
     # λ decays exponentially and grows linearly: it stays positive without a search.
     up = jnp.log1p(jnp.maximum(dual, 0))
@@ -170,7 +222,34 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
     moved = jnp.sqrt(jnp.sum(change**2) / jnp.sum(theta**2))
     # Margins and gradient, rows, the linearisation; then two a product.
     gradients = 3.0 + 2.0 * (products + 1).astype(theta.dtype)
-    return Point(theta + change, after), moved, dual_size, gradients
+    if stage.held is not None:
+        # Rows of pinned kinks: three gradients of one example each.
+        frozen = stage.held.frozen
+        number = jnp.sum(stage.held.pins < frozen.total).astype(theta.dtype)
+        gradients = gradients + 3 * number / frozen.num_groups
+    return Point(theta + change, after, shares), moved, dual_size, gradients
+
+
+class _Pins(eqx.Module):
+    normals: Float[Array, "K P"]  # ∇z_k, of length one
+    distances: Float[Array, " K"]  # of θ from z_k = 0
+    jumps: Float[Array, "K P"]  # of Σ λ_m ∇_θ p_m, of length one
+    sizes: Float[Array, " K"]  # of the jumps
+
+
+def _pins(stage: Stage, held: Held, point: Point, weights: Array) -> _Pins:
+    problem, params = held.on(point.shares), stage.params(point.theta)
+    branched: Any = problem
+    outputs = problem.outputs(params)
+    _, pull_back = jax.vjp(lambda f: tailed(problem).pairs(f, problem.y), outputs)
+    wrong = weights.reshape(problem.num_examples, -1)
+    (pull,) = pull_back(wrong.astype(outputs.dtype))
+    rows = held.frozen.rows(params, branched.branches, pull, held.pins)
+    normals, jumps = unit_rows(rows.normals), unit_rows(rows.jumps)
+    slope = stage.scale * jnp.sum(normals * rows.normals, axis=1)
+    distances = jnp.where(slope == 0, 0, rows.values / jnp.where(slope == 0, 1, slope))
+    sizes = stage.scale * jnp.sum(jumps * rows.jumps, axis=1)
+    return _Pins(normals, distances, jumps, sizes)
 
 
 def _support(stage: Stage, log_weights, targets) -> Int[Array, " some"]:
@@ -183,8 +262,8 @@ def _support(stage: Stage, log_weights, targets) -> Int[Array, " some"]:
 
 def _slope_matrix(stage: Stage, pairs, index) -> Float[Array, "some some"]:
     """-∂log λ_m/∂p_m'. Not diagonal for cross-entropy, whose ℓ_i couples classes."""
-    n = stage.problem.num_examples
-    loss = tailed(stage.problem)
+    n = stage.smooth.num_examples
+    loss = tailed(stage.smooth)
     each = jax.vmap(jax.jacfwd(lambda p: loss.log_pair_slopes(p[None])[0]))(
         pairs.reshape(n, -1)
     )
