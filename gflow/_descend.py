@@ -19,7 +19,7 @@ from ._saved import masked, seen_at, thrown
 from ._solution import RESULTS, Solution
 from ._times import Exp, as_time, is_concrete, log_of
 from ._types import BoolScalar, IntScalar, Params, Scalar
-from .observe import KNOWN, Observer, named
+from .observe import KNOWN, Observer, check_observers, named
 
 
 # Steps are counted in 32-bit integers, which JAX has with and without x64.
@@ -126,10 +126,12 @@ def descend(
     transformation, step = _checked_optimizer(optimizer, step_size, params)
     num_steps = _checked_num_steps(num_steps)
     targets, in_range = checked_targets(save_at, num_steps, step)
+    degree = Degree(problem, params).needed_for(observers)
+    check_observers(observers, problem, params, degree)
     plan = _Plan(
         observers=observers,
         transformation=transformation,
-        degree=Degree(problem, params).needed_for(observers),
+        degree=degree,
         kinks="autodiff" if has_kinks(problem, params) else "none",
     )
     log_step = jnp.asarray(np.nan if step is None else log_of(step), dtype)
@@ -249,6 +251,7 @@ def _descend(
         log_t=log_t,
         degree=plan.degree,
         frozen=frozen_if_possible(problem, params) if plan.observers else None,
+        start=params,
     )
     log_t, seen = masked((log_t, seen), reached)
     # The step on which it diverged took a gradient too.

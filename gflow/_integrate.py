@@ -32,7 +32,7 @@ from ._solution import Resume, Solution
 from ._times import Exp, is_concrete, is_infinity
 from ._types import Params
 from .clocks import LogTime
-from .observe import KNOWN, named
+from .observe import KNOWN, check_observers, named
 from .solvers import PrimalDual
 
 
@@ -172,6 +172,8 @@ def integrate(
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
     observers = named(observe, KNOWN)
+    observed_degree = degree.needed_for(observers)
+    check_observers(observers, problem, params, observed_degree)
     resume = as_resume(resume)
     routes = chosen_routes(
         clock,
@@ -205,7 +207,7 @@ def integrate(
         observers=observers,
         events=events,
         save=save,
-        degree=degree.needed_for(observers),
+        degree=observed_degree,
         max_steps=checked_max_steps(max_steps, save),
         progress=bool(progress),
         kinks="none" if smooth else "autodiff" if found is None else "inclusion",

@@ -72,6 +72,15 @@ class Problem(eqx.Module):
         return Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
 
 
+def like_params(model: Any, problem: Problem) -> Params:
+    """The parameters of a model of the problem's architecture."""
+    # They are where the problem's own model has none left.
+    spec = jtu.tree_map(
+        lambda leaf: leaf is None, problem.static, is_leaf=lambda leaf: leaf is None
+    )
+    return eqx.filter(model, spec)
+
+
 def predict(model: Any, x: Array) -> Any:
     """The model's outputs on a batch: one call if it is `Batched`, else vmapped."""
     if isinstance(model, Batched):

@@ -86,6 +86,7 @@ def run(
         degree=plan.degree,
         frozen=solver.frozen if isinstance(solver, Filippov) else None,
         pins=states.pins,
+        start=params,
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, log_energy)
     defect = loss_start - loss_now - states.dissipated

@@ -14,7 +14,7 @@ from ._norms import log_norm
 from ._problem import Problem
 from ._solution import RESULTS, Solution
 from ._types import Params
-from .observe import Observer, observe_at
+from .observe import Observer, observe_at, started
 
 
 class Seen(eqx.Module):
@@ -37,14 +37,17 @@ def seen_at(
     degree: float | None = None,
     frozen: Frozen | None = None,
     pins: Float[Array, "times K"] | None = None,
+    start: Params | None = None,
 ) -> Seen:
     """Losses, norms, outputs and observers at states stacked along a leading axis.
 
-    One state after the other: the memory is that of one gradient evaluation.
+    One state after the other: the memory is that of one gradient evaluation. `start`
+    are the parameters where the solve began.
     """
+    observers = started(observers, problem, start)
 
     def look(item):
-        log_t, params, path, pinned = item
+        index, log_t, params, path, pinned = item
         state = observe_at(
             problem,
             params,
@@ -53,11 +56,13 @@ def seen_at(
             degree=degree,
             frozen=frozen,
             pins=pinned,
+            index=index,
         )
         observed = {name: one(state) for name, one in observers.items()}
         return state.log_loss, state.loss, log_norm(params), state.outputs, observed
 
-    return Seen(*jax.lax.map(look, (log_t, params, path_length, pins)))
+    index = jnp.arange(log_t.shape[0])
+    return Seen(*jax.lax.map(look, (index, log_t, params, path_length, pins)))
 
 
 def masked(tree: Any, reached: Bool[Array, " times"]) -> Any:

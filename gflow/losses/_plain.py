@@ -1,5 +1,6 @@
 """Losses without an exponential tail: square, and any function of the user's."""
 
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -55,9 +56,9 @@ class Square(AbstractLoss):
         half_square = 0.5 * jnp.sum(unit_residual**2)
         safe = jnp.where(half_square == 0, 1, half_square)
         log_loss = 2 * log_scale + jnp.log(safe) + shift
-        return Linearised(
-            log_loss, log_scale + shift, -unit_residual, jnp.exp(log_loss)
-        )
+        # Not e^log_loss, which has no second derivative where the residual is zero.
+        loss = math.exp(shift) * 0.5 * jnp.sum(residual**2)
+        return Linearised(log_loss, log_scale + shift, -unit_residual, loss)
 
     def margins(self, outputs, y):
         return _labels_margins(outputs, y)

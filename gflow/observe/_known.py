@@ -6,14 +6,36 @@ import equinox as eqx
 
 from .._check import Degree, checked_problem
 from .._least_norm import frozen_if_possible
-from . import _geometry, _kinks, _margins
-from ._observer import Observer, named
+from . import (
+    _curvature,
+    _geometry,
+    _kernel,
+    _kinks,
+    _kkt,
+    _layers,
+    _margins,
+    _ncf,
+    _neurons,
+    _saliency,
+)
+from ._observer import Observer, check_observers, named, started
 from ._state import observe_at
 
 
 KNOWN: dict[str, Observer] = {
     one.name: one
-    for module in (_geometry, _kinks, _margins)
+    for module in (
+        _geometry,
+        _margins,
+        _layers,
+        _neurons,
+        _kinks,
+        _kkt,
+        _kernel,
+        _curvature,
+        _ncf,
+        _saliency,
+    )
     for one in vars(module).values()
     if isinstance(one, Observer)
 }
@@ -32,7 +54,8 @@ def evaluate(
 
     **Returns:**
 
-    A dict from names to values. What only a solve can know (`path_length`) is NaN.
+    A dict from names to values. What only a solve can know (`path_length`, `ntk_drift`
+    without a model to measure from) is NaN.
 
     **Raises:**
 
@@ -42,11 +65,13 @@ def evaluate(
     observers = named(observe, KNOWN)
     problem, params = checked_problem(model, data, loss, filter_spec)
     degree = Degree(problem, params).needed_for(observers)
+    check_observers(observers, problem, params, degree)
     kinks = frozen_if_possible(problem, params)
     return _evaluate(problem, params, degree, observers, kinks)
 
 
 @eqx.filter_jit
 def _evaluate(problem, params, degree, observers, kinks):
+    observers = started(observers, problem, None)
     state = observe_at(problem, params, degree=degree, frozen=kinks)
     return {name: one(state) for name, one in observers.items()}

@@ -1,15 +1,17 @@
 """The observed state: what observers are functions of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float
 
 from .._frozen import Frozen
 from .._least_norm import LeastNorm, least_norm
 from .._problem import Problem
-from .._types import Params, Scalar
+from .._types import IntScalar, Params, Scalar
 
 
 class State(eqx.Module):
@@ -29,6 +31,7 @@ class State(eqx.Module):
     - `degree`: L, if the model is positively homogeneous; else None.
     - `at_kinks`: how the element of least norm was found; None of a smooth model, and
         where kinks are left to automatic differentiation.
+    - `index`: the number of the saved point; None where points are not saved.
     """
 
     problem: Problem
@@ -42,6 +45,7 @@ class State(eqx.Module):
     path_length: Scalar
     degree: float | None = eqx.field(static=True)
     at_kinks: LeastNorm | None = None
+    index: IntScalar | None = None
 
     @property
     def model(self) -> Any:
@@ -53,6 +57,18 @@ class State(eqx.Module):
         """The labels."""
         return self.problem.y
 
+    def once(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(state, *args)`, evaluated once for all observers that ask for it.
+
+        `args` are hashable.
+        """
+        # Beside the fields, so that copies and other traces start afresh.
+        known = vars(self).setdefault("_once", {})
+        trace, key = get_opaque_trace_state(), (function, args)
+        if key not in known or known[key][0] != trace:
+            known[key] = (trace, function(self, *args))
+        return known[key][1]
+
 
 def observe_at(
     problem: Problem,
@@ -63,6 +79,7 @@ def observe_at(
     degree: float | None = None,
     frozen: Frozen | None = None,
     pins: Float[Array, " K"] | None = None,
+    index: IntScalar | None = None,
 ) -> State:
     """The observed state at W: one full-data gradient evaluation.
 
@@ -95,4 +112,5 @@ def observe_at(
         path_length=nan if path_length is None else path_length,
         degree=degree,
         at_kinks=found,
+        index=index,
     )
