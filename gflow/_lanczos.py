@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._norms import array_norm, unit
@@ -26,7 +27,6 @@ class Extremes(eqx.Module):
     largest_error: Float[Array, " high"]
     smallest_error: Float[Array, " low"]
     scale: Scalar  # the largest absolute value of all that were found
-    num_products: IntScalar
 
 
 class _Basis(eqx.Module):
@@ -36,7 +36,6 @@ class _Basis(eqx.Module):
     # beside[j] couples vectors j and j + 1.
     beside: Float[Array, " steps"]
     count: IntScalar
-    converged: BoolScalar
 
 
 def extremes(
@@ -53,11 +52,11 @@ def extremes(
     r"""By the Lanczos iteration with full reorthogonalisation.
 
     It ends when the `high` largest and the `low` smallest Ritz values have residuals
-    below `tol` times the largest of all, or after `steps` products, or `dimension` of them: those of
-    the space that `project` maps to. Past an invariant subspace it goes on with another
-    vector. An eigenvalue of higher multiplicity is found once, unless the iteration
-    takes as many steps as there are dimensions. Neither products nor their squares are
-    compared with fixed numbers: operators of any size will do.
+    below `tol` times the largest of all, or after `steps` products, or `dimension`, the
+    dimension of the space that `project` maps to. Past an invariant subspace it goes on
+    with another vector. An eigenvalue of higher multiplicity is found once, unless the
+    iteration takes as many steps as there are dimensions. Nothing is compared with
+    fixed numbers: operators of any size will do.
 
     No derivatives go through.
     """
@@ -66,16 +65,13 @@ def extremes(
     eps = float(jnp.finfo(like.dtype).eps)
 
     def orthogonal(v: Vector, vectors: Float[Array, "steps P"]) -> Vector:
-        for _ in range(2):
-            v = v - (vectors @ v) @ vectors
-        return project(v)
+        return project(v - (vectors @ v) @ vectors)
 
-    def fresh(number: Any, vectors: Float[Array, "steps P"]) -> Vector:
-        # As good as random, and orthogonal to rounding even if little of it is left.
+    def wave(number: Any) -> Vector:
+        # As good as random, and quick to compile.
         number = jnp.asarray(number, like.dtype)
         angle = jnp.arange(like.size, dtype=like.dtype) * jnp.sqrt(2 + 3 * number)
-        v = unit(project(jnp.sin(angle + 1 + number)))
-        return unit(orthogonal(unit(orthogonal(v, vectors)), vectors))
+        return jnp.sin(angle + 1 + number)
 
     def step(_: Any, basis: _Basis) -> _Basis:
         j, vectors = basis.count, basis.vectors
@@ -84,41 +80,43 @@ def extremes(
         size = array_norm(image)
         # Inner products of entries of 1e-200 are zero, so these are of order one.
         image = image / jnp.where(size == 0, 1, size)
-        rest = orthogonal(image, vectors)
+        rest = orthogonal(orthogonal(image, vectors), vectors)
         left = array_norm(rest)
-        ended = left <= 10 * eps * jnp.sqrt(1.0 * m).astype(left.dtype)
-        following = jax.lax.cond(
-            ended,
-            lambda: fresh(j + 1, vectors),
-            lambda: unit(orthogonal(rest / jnp.where(left == 0, 1, left), vectors)),
-        )
+        ended = left <= 10 * m**0.5 * eps
+        following = jnp.where(ended, wave(j + 1), rest / jnp.where(ended, 1, left))
+        # Twice: to rounding, even if little of it is left.
+        for _ in range(2):
+            following = unit(orthogonal(following, vectors))
         return _Basis(
             vectors.at[j + 1].set(following, mode="drop"),
             basis.diagonal.at[j].set(size * (v @ image), mode="drop"),
             basis.beside.at[j].set(jnp.where(ended, 0, size * left), mode="drop"),
             jnp.minimum(j + 1, m),
-            basis.converged,
         )
 
-    def block(basis: _Basis) -> _Basis:
-        basis = jax.lax.fori_loop(0, min(_BLOCK, m), step, basis)
-        found = _ritz(basis, high, low, whole)
+    def block(carry: tuple[_Basis, Extremes]) -> tuple[_Basis, Extremes]:
+        basis = jax.lax.fori_loop(0, min(_BLOCK, m), step, carry[0])
+        return basis, _ritz(basis, high, low, whole)
+
+    def goes_on(carry: tuple[_Basis, Extremes]) -> BoolScalar:
+        basis, found = carry
         errors = jnp.concatenate([found.largest_error, found.smallest_error])
         # (NaN where there are not yet as many.)
-        converged = jnp.all(errors <= tol * found.scale)
-        return eqx.tree_at(lambda b: b.converged, basis, converged)
+        return (basis.count < m) & ~jnp.all(errors <= tol * found.scale)
 
     empty = jnp.zeros((m, like.size), like.dtype)
     zeros = jnp.zeros((m,), like.dtype)
     start = _Basis(
-        empty.at[0].set(fresh(0, empty)),
+        empty.at[0].set(unit(project(wave(0)))),
         zeros,
         zeros,
         jnp.asarray(0),
-        jnp.asarray(False),
     )
-    basis = jax.lax.while_loop(lambda b: (b.count < m) & ~b.converged, block, start)
-    return _ritz(basis, high, low, whole)
+    unknown = jtu.tree_map(
+        lambda x: jnp.full(x.shape, jnp.nan, x.dtype),
+        jax.eval_shape(lambda b: _ritz(b, high, low, whole), start),
+    )
+    return jax.lax.while_loop(goes_on, block, (start, unknown))[1]
 
 
 def _ritz(basis: _Basis, high: int, low: int, dimension: int) -> Extremes:
@@ -150,5 +148,4 @@ def _ritz(basis: _Basis, high: int, low: int, dimension: int) -> Extremes:
         largest_error=at(errors, up, basis.count - 1 - up),
         smallest_error=at(errors, down, down),
         scale=scale * jnp.max(jnp.where(taken, jnp.abs(values), 0)),
-        num_products=basis.count,
     )
