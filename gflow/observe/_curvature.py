@@ -30,9 +30,14 @@ _ROUNDINGS = 64  # of the dtype, below which no residual falls
 
 
 class _Operator(eqx.Module):
-    # H = e^log_unit · product.
-    log_unit: Scalar
+    # H = e^(log_slope + 2 shrink) · product. Apart: log_slope may be -1e180.
+    log_slope: Scalar
+    shrink: Scalar
     product: Callable[[Params], Params]
+
+    @property
+    def log_unit(self) -> Scalar:
+        return self.log_slope + 2 * self.shrink
 
 
 def _hessian(state: State, log_scale: Any = None) -> _Operator:
@@ -46,18 +51,18 @@ def _hessian(state: State, log_scale: Any = None) -> _Operator:
         return jtu.tree_map(lambda a, s: jnp.exp(s).astype(a.dtype) * a, tree, log)
 
     if isinstance(problem.loss, AbstractTailedLoss):
-        log_unit = jax.lax.stop_gradient(state.log_slope)
+        log_slope = jax.lax.stop_gradient(state.log_slope)
 
         def descent(w):
             at = problem.gradient(w)
-            ratio = jnp.exp(at.log_slope - log_unit)
+            ratio = jnp.exp(at.log_slope - log_slope)
             return jtu.tree_map(lambda d: ratio.astype(d.dtype) * d, at.direction)
 
         # A is about ∇α∇αᵀ, which may be too large for a float.
         slope = _log_norm(times(jax.lax.stop_gradient(state.direction), log_scale))
         shrink = jnp.maximum(slope, 0)
     else:
-        log_unit = shrink = jnp.zeros_like(state.log_slope)
+        log_slope = shrink = jnp.zeros_like(state.log_slope)
 
         def total(w):
             return -problem.loss.linearise(problem.outputs(w), problem.y).loss
@@ -70,7 +75,7 @@ def _hessian(state: State, log_scale: Any = None) -> _Operator:
     def product(v: Params) -> Params:
         return jtu.tree_map(jnp.negative, times(change(times(v, each)), each))
 
-    return _Operator(log_unit + 2 * shrink, product)
+    return _Operator(log_slope, shrink, product)
 
 
 def _on_kink(state: State) -> BoolScalar:
@@ -85,10 +90,10 @@ def _check(
     params: Params,
     degree: float | None,
     *,
-    k: int = 1,
-    steps: int = 1,
-    tol: float | None = None,
-    flow: str = "lagrange",
+    k: Any = 1,
+    steps: Any = 1,
+    tol: Any = None,
+    flow: Any = "lagrange",
 ) -> None:
     for name, value in (("k", k), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -239,7 +244,7 @@ def normalized_jacobian(
     log_scale = jtu.tree_map(lambda s: s if flow == "lagrange" else 0 * s, log_rho)
     operator = _hessian(state, log_scale)
     # Of the spheres' own curvature: -⟨∇_{V_k}ℒ, V_k⟩, T3's 2λ_k.
-    shift = state.log_slope - operator.log_unit
+    shift = state.log_slope - operator.log_slope - 2 * operator.shrink
     bend = jtu.tree_map(
         lambda d, b, s, rho: inner(d, b) * jnp.exp(shift + 2 * s - rho).astype(b.dtype),
         direction,

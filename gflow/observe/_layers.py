@@ -1,6 +1,7 @@
 """Layers: alignment of each, balance between them, rank."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ def _check_degrees(
     params: Params,
     degree: float | None,
     *,
-    degrees: tuple[float, ...] | None = None,
+    degrees: Any = None,
 ) -> None:
     number = len(jtu.tree_leaves(params))
     if number < 2:
@@ -57,7 +58,7 @@ def layer_alignment(state: State):
 
 @observer(needs_degree=True, check=_check_degrees)
 def balancedness(
-    state: State, *, degrees: tuple[float, ...] | None = None
+    state: State, *, degrees: Sequence[float | int] | None = None
 ) -> dict[str, Array]:
     r"""Differences of the layers' squared norms (arrays - 1,), a dict:
 
@@ -70,7 +71,7 @@ def balancedness(
     2018, Theorem 2.1.)
     """
     arrays = jtu.tree_leaves(state.params)
-    powers = (1.0,) * len(arrays) if degrees is None else degrees
+    powers = [1] * len(arrays) if degrees is None else degrees
     size = _log_norm(state.params)
     squares = [
         jnp.exp(2 * (_log_norm(w).astype(size.dtype) - size)) / power
@@ -109,12 +110,12 @@ def matrix_balancedness(state: State) -> tuple[Array, ...]:
 
 
 @observer(check=_check_chain)
-def neuron_balancedness(state: State, *, degree: float = 1.0) -> tuple[Array, ...]:
+def neuron_balancedness(state: State, *, power: float | int = 1) -> tuple[Array, ...]:
     r"""$\|w_j^{in}\|^2-p\,\|w_j^{out}\|^2$ of each hidden neuron, a tuple of (width,).
 
     One array for each hidden layer, from the input on; channels are the neurons of
     convolutions. Constant along the flow for activations of degree p, the option
-    `degree`: default 1, as of ReLU and leaky ReLU. No gradient. (Banburski et al. 2019,
+    `power`: default 1, as of ReLU and leaky ReLU. No gradient. (Banburski et al. 2019,
     Section 11.1.1; Du, Hu & Lee 2018, Theorem 2.1.)
     """
     found = []
@@ -122,7 +123,7 @@ def neuron_balancedness(state: State, *, degree: float = 1.0) -> tuple[Array, ..
         rows, columns = matrix(a), outgoing(a, b)
         assert columns is not None
         size_in, size_out = jax.vmap(array_norm)(rows), jax.vmap(array_norm)(columns)
-        found.append(size_in**2 - degree * size_out.astype(size_in.dtype) ** 2)
+        found.append(size_in**2 - power * size_out.astype(size_in.dtype) ** 2)
     return tuple(found)
 
 

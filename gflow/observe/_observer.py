@@ -67,7 +67,7 @@ class Observer(eqx.Module):
             return self.function(state, **self.options)
         return self.function(state, memory=self.memory, **self.options)
 
-    def every(self, stride: int) -> "Observer":
+    def every(self, stride: Any) -> "Observer":
         """The same at the saved points number 0, stride, 2 stride, ... only.
 
         It is not evaluated at the others, and what it returns there is NaN (-1 for
