@@ -1,5 +1,6 @@
 """The parts of W: layers in the order of the network, and neurons."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,8 @@ def layers(problem: Problem, params: Params) -> list[Array]:
     """
     arrays = jtu.tree_leaves(params)
     for order in (arrays, arrays[::-1]):
-        fits = num_inputs(order[0]) in (problem.x[0].size, *problem.x.shape[1:2])
+        shape = problem.x.shape[1:]
+        fits = num_inputs(order[0]) in (math.prod(shape), *shape[:1])
         pairs = zip(order[:-1], order[1:], strict=True)
         if fits and all(outgoing(*pair) is not None for pair in pairs):
             return order

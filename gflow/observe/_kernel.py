@@ -102,7 +102,7 @@ def ntk_drift(state: State, *, memory: Kernel | None = None) -> dict[str, Array]
     `ntk_drift.since(model)` measures from a model instead. Without either (a single
     model, an event) there is no K_0, and both are NaN; so they are where K or K_0 is
     zero. Costs what `ntk` does, once for both, and K_0 once a solve.
-    (Jacot, Gabriel & Hongler 2018; Fort et al. 2020, Section 3.)
+    (Jacot, Gabriel & Hongler 2018; Fort et al. 2020.)
     """
     log_trace, kernel = state.once(_kernel_of)
     if memory is None:

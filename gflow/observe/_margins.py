@@ -59,8 +59,7 @@ def layer_margins(state: State):
     r"""Margins over the product of the layers' norms (n,): $p_i/\prod_k\|W_k\|$.
 
     The layers are the parameter arrays; defined where the outputs are of degree one in
-    each. NaN where one is zero. (Ji & Telgarsky 2020, Section 2; Banburski et al. 2019,
-    Section 2.)
+    each. NaN where one is zero. (Banburski et al. 2019, Section 2.)
     """
     sizes = [log_norm(w) for w in jtu.tree_leaves(state.params)]
     total = sum(sizes, jnp.zeros_like(log_norm(state.params)))
