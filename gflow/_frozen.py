@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ._branches import Taken, UnsupportedKink, evaluate
 from ._flat import flatten, flatten_rows
@@ -67,7 +67,7 @@ class Frozen(eqx.Module):
     def _example(self, params: Params, x: Array, y: Array) -> Any:
         return _example(self.problem, params, x, y)
 
-    def on(self, branches: Array) -> "Branched":
+    def on(self, branches: Shaped[Array, "groups kinks"]) -> "Branched":
         """The smooth problem on these branches, or shares of the upper ones."""
         problem = self.problem
         fields = (problem.static, problem.x, problem.y, problem.loss)
@@ -166,11 +166,14 @@ class Frozen(eqx.Module):
     def rows(
         self,
         params: Params,
-        branches: Bool[Array, "groups kinks"],
+        branches: Shaped[Array, "groups kinks"],
         pull: Float[Array, "examples ..."],
         index: Int[Array, " K"],
     ) -> Rows:
-        """Of the kinks with these numbers; zero where a number is `total` or more."""
+        """Of the kinks with these numbers; zero where a number is `total` or more.
+
+        `branches` may be shares of the upper ones.
+        """
         x, y = self._examples
         pulls = pull[None] if self._is_batched else pull
 
@@ -191,7 +194,8 @@ class Frozen(eqx.Module):
             value, normal = jax.value_and_grad(lambda p: split(p, here)[1][kink])(
                 params
             )
-            both = jnp.stack([here.at[kink].set(True), here.at[kink].set(False)])
+            on, off = jnp.ones((), here.dtype), jnp.zeros((), here.dtype)
+            both = jnp.stack([here.at[kink].set(on), here.at[kink].set(off)])
             jump = jtu.tree_map(lambda a: a[0] - a[1], jax.vmap(pulled)(both))
             real = number < self.total
             row = (value, normal, jump)
@@ -210,7 +214,7 @@ class Branched(Problem):
     """The problem on given branches, which are held fixed."""
 
     frozen: Frozen
-    branches: Array  # (groups, kinks), bool or shares
+    branches: Shaped[Array, "groups kinks"]  # or shares of the upper ones
 
     def outputs(self, params: Params) -> Float[Array, "examples ..."]:
         return self.frozen.outputs(params, self.branches)

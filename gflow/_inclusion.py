@@ -80,12 +80,21 @@ def with_shares(
 
 
 @eqx.filter_jit
-def sliding(frozen: Frozen, params: Params, pattern: Pattern, *, closely: bool) -> Any:
+def sliding(
+    frozen: Frozen,
+    params: Params,
+    pattern: Pattern,
+    *,
+    closely: bool,
+    thrifty: bool = True,
+) -> Any:
     """The velocity on a pattern.
 
     The velocity is the same whatever the pinned kinks' multipliers, since the normals
     of pinned kinks span the same space. `closely`: whether the multipliers are to be
     exact for kinks in series, whose jumps depend on each other's multipliers.
+    `thrifty`: whether to do no more than the number of pins asks for, at the price of
+    a longer program.
     """
     pins, shares = pattern.pins, pattern.shares
     rounds = _ROUNDS if closely and frozen.in_series else 1
@@ -112,7 +121,10 @@ def sliding(frozen: Frozen, params: Params, pattern: Pattern, *, closely: bool) 
 
             return project
 
-        project = _by_number(pins, frozen.total, with_first)
+        if thrifty:
+            project = _by_number(pins, frozen.total, with_first)
+        else:
+            project = with_first(pins.shape[0])
         return gradient, *project(direction, pull)
 
     gradient, direction, found = once(shares)
@@ -228,13 +240,20 @@ def room(frozen: Frozen, params: Params, pattern: Pattern):
 
 
 @eqx.filter_jit
-def multipliers(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
+def multipliers(
+    frozen: Frozen,
+    params: Params,
+    pattern: Pattern,
+    slack: float,
+    *,
+    thrifty: bool = True,
+):
     """How far the multiplier of a pinned kink is from leaving [0, 1], and whose is the
     nearest to that.
     """
 
     def with_pins():
-        at = sliding(frozen, params, pattern, closely=True)
+        at = sliding(frozen, params, pattern, closely=True, thrifty=thrifty)
         share = at.multipliers
         inside = jnp.minimum(share, 1 - share) + slack
         inside = jnp.where(jnp.isnan(inside), -1.0, inside)

@@ -111,14 +111,15 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         told = self._told(pattern, args)
         if isinstance(self.solver, PrimalDual):
             tried = self._repeated(self.solver, t0, t1, y0, told, inner)
-            # Late, the multipliers are what was solved for.
+            # Late, the multipliers are what was solved for, and so is z = 0.
             frozen = weighted(self.frozen, tried.inner.log_weights)
+            params = tried.state.params
         else:
             jumped = made_jump | track.jumped
             tried = self._along(terms, t0, t1, y0, told, inner, pattern, jumped)
             frozen = self.frozen
+            params = onto_pins(frozen, tried.state.params, pattern)
         event = tried.event
-        params = onto_pins(frozen, tried.state.params, pattern)
 
         def change() -> tuple[Pattern, Resolution]:
             return self._settle(frozen, params, pattern)
@@ -210,15 +211,16 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             kink = jnp.where(inside[first] < left, near[first], kink)
             left = jnp.minimum(inside[first], left)
             given = weighted(self.frozen, after.log_weights)
-            within, pin = multipliers(given, y1.params, pattern, slack)
+            within, pin = multipliers(given, y1.params, pattern, slack, thrifty=False)
             kink = jnp.where(within < left, pin, kink)
             value = jnp.minimum(within, left)
             value = jnp.where(jnp.isfinite(error.dissipated), value, jnp.nan)
             close = (left >= -_NEAR) & (within >= -_NEAR_SHARE)
             return value, close, (y1, error, dense, after, end, kink), error.work
 
-        given = weighted(self.frozen, inner.log_weights)
-        start, _ = margin(given, y0.params, pattern, slack)
+        start, _ = room(self.frozen, y0.params, pattern)
+        inside = jnp.minimum(inner.shares, 1 - inner.shares) + slack
+        start = jnp.minimum(start, jnp.min(inside))
         found = first_crossing(step, (1.0,), slack, y0.dissipated.dtype, start)
         y1, error, dense, after, end, kink = found.about
         error = eqx.tree_at(lambda e: e.work, error, found.cost)

@@ -128,7 +128,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         """On another pattern, where the last one had these multipliers."""
         scale = self._scale(reading)
         given = weighted(at.frozen, log_weights)
-        velocity = sliding(given, params, at.pattern, closely=True)
+        velocity = sliding(given, params, at.pattern, closely=True, thrifty=False)
         gradient = scale * jnp.exp(velocity.gradient.log_slope) * velocity.direction
         slope = gradient - self._decay * flatten(params) / scale
         return PrimalDualState(log_weights, slope, velocity.multipliers)
