@@ -13,6 +13,7 @@ from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
 from .solvers import PrimalDual
 from .solvers._filippov import Filippov, inner_solver
+from .solvers._rkc import AbstractRKC
 
 
 # Of an implicit solver in LogLogTime, in units of rtol^(1/order).
@@ -127,11 +128,17 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
     """Whether the solver's dense output is as accurate as its error control.
 
     True of Diffrax's explicit Runge-Kutta methods, whose interpolants have a local
-    order at least that of their error estimate. The implicit ones interpolate by
+    order at least that of their error estimate, and of stabilised ones, whose estimate
+    bounds the stiff part of the derivatives too. The implicit ones interpolate by
     cubic Hermite polynomials, below their order and through stiff derivatives: there
     the solver steps to the save times instead.
     """
-    return isinstance(inner_solver(solver), dfx.AbstractERK)
+    return isinstance(inner_solver(solver), (dfx.AbstractERK, AbstractRKC))
+
+
+def keeps_account(solver: dfx.AbstractSolver) -> bool:
+    """Whether the solver writes what each step costs into `FlowState.work`."""
+    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC))
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

@@ -16,6 +16,7 @@ from ._engine import (
     at_times,
     gradients_per_step,
     interpolates_well,
+    keeps_account,
 )
 from ._events import event
 from ._flow import FlowField, FlowState
@@ -208,7 +209,7 @@ def runner(
         params,
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
-        work=isinstance(route.solver, (PrimalDual, Filippov)),
+        work=keeps_account(route.solver),
         pins=route.solver.capacity if isinstance(route.solver, Filippov) else None,
     )
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
@@ -278,15 +279,15 @@ def _stats(
     late = isinstance(inner_solver(route.solver), PrimalDual)
     first = 1 if late else 3
     first = jnp.where(fresh, jnp.asarray(first, whole), 0)
-    if spent is not None:
-        spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
-        gradients = spent.gradients + first
-        if not late:
-            return stats | {"num_gradients": gradients}
-        return stats | {"num_gradients": gradients, "num_newton": spent.newton}
-    if each is None:
-        return stats | {"num_gradients": jnp.full_like(counts.num_steps, -1)}
     # Events look at every step, with a gradient; separation with a third of one,
     # rounded up.
-    each = each + (1 if plan.events or watching else 0)
-    return stats | {"num_gradients": counts.num_steps * each + first}
+    looks = counts.num_steps * (1 if plan.events or watching else 0)
+    if spent is not None:
+        spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
+        gradients = spent.gradients + looks + first
+        if late:
+            stats["num_newton"] = spent.newton
+        return stats | {"num_gradients": gradients}
+    if each is None:
+        return stats | {"num_gradients": jnp.full_like(counts.num_steps, -1)}
+    return stats | {"num_gradients": counts.num_steps * each + looks + first}
