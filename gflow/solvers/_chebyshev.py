@@ -17,9 +17,10 @@ _MOST_STAGES = 1000
 
 
 class Stages(NamedTuple):
-    r"""The stages of a Runge-Kutta-Chebyshev method, $d_j = g_j - y_0$.
+    r"""The stages of a Runge-Kutta-Chebyshev method.
 
-    $$d_0 = 0,\quad d_1 = \tilde\mu_1 h f_0,\quad d_j = \mu_j d_{j-1} + \nu_j d_{j-2}
+    $$g_0 = y_0,\quad g_1 = y_0 + \tilde\mu_1 h f_0,\quad
+      g_j = (1 - \mu_j - \nu_j) y_0 + \mu_j g_{j-1} + \nu_j g_{j-2}
       + \tilde\mu_j h f(t_0 + c_{j-1}h, g_{j-1}) + \tilde\gamma_j h f_0$$
 
     For y' = λy, $g_j = (1 - b_j T_j(w_0) + b_j T_j(w_0 + w_1 h\lambda))\,y_0$ with
@@ -42,7 +43,8 @@ class Table(NamedTuple):
     lengths: np.ndarray
     # Where the rows of a degree begin.
     starts: np.ndarray
-    # μ_j, ν_j, μ̃_j, γ̃_j, c_j-1 and, of RKC3, the output weight β_j-1, for j = 1..s.
+    # μ_j + ν_j - 1, -ν_j, μ̃_j, γ̃_j, c_j-1 and, of RKC3, the output weight β_j-1, for
+    # j = 1..s: what increments g_j - g_j-1 are made of.
     rows: np.ndarray
 
 
@@ -108,9 +110,9 @@ def degrees_up_to(most: int, least: int, ratio: float) -> list[int]:
 
 
 def _rows(given: Stages, weights: np.ndarray | None) -> np.ndarray:
-    of_stage = [column[1:] for column in given[:4]]
-    of_slope = [given.c[:-1]] + ([] if weights is None else [weights])
-    return np.stack(of_stage + of_slope, axis=1)
+    increments = (given.mu + given.nu - 1, -given.nu, given.mu_tilde, given.gamma_tilde)
+    columns = [column[1:] for column in increments] + [given.c[:-1]]
+    return np.stack(columns if weights is None else [*columns, weights], axis=1)
 
 
 def _table(methods: list[tuple[Stages, float, np.ndarray | None]]) -> Table:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._flow import FlowState, Work
 from .._lanes import anywhere
-from .._types import IntScalar, Scalar
+from .._types import BoolScalar, IntScalar, Scalar
 from ._chebyshev import Table, table_of_order_three, table_of_order_two
 from ._pack import packing
 from ._spectrum import Spectrum, refreshed, unknown
@@ -133,45 +133,47 @@ def _advance(
     start = starts[number]
     # The last row is read once too often.
     padded = jnp.asarray(np.pad(table.rows, ((0, 1), (0, 0))), dtype)
-    weighted = table.rows.shape[1] == 6
 
     def row(j: IntScalar) -> tuple[Scalar, ...]:
         # To form stage j.
         return tuple(jax.lax.dynamic_index_in_dim(padded, start + j - 1, 0, False))
 
     step = h.astype(dtype)
-    one = row(jnp.asarray(1))
-    d1 = _combined((one[2] * step, f0))
-    zero = jtu.tree_map(jnp.zeros_like, y)
-    total = _combined((one[5], f0)) if weighted else None
+    _, _, mu_tilde, _, _, *beta = row(jnp.asarray(1))
+    change = _combined((mu_tilde * step, f0))
+    total = _combined((beta[0], f0)) if beta else None
 
     def body(carry):
-        # x is stage j, or y₁.
-        j, x, d1, d2, total, _ = carry
-        last = j == degree
-        mu, nu, mu_tilde, gamma_tilde, c, *weight = row(j + 1)
-        now = jnp.where(last, t1, t0 + c.astype(time) * h)
-        slope = field(now, x)
-        ahead = _combined(
-            (mu, d1), (nu, d2), (mu_tilde * step, slope), (gamma_tilde * step, f0)
+        # x is stage j or, in the last round, y₁.
+        j, x, change, total, _ = carry
+        ends, last = j + 1 == degree, j == degree
+        at_start, at_change, mu_tilde, gamma_tilde, c, *beta = row(j + 1)
+        slope = field(jnp.where(last, t1, t0 + c.astype(time) * h), x)
+        # Increments, not stages, are what the recurrence is for: nothing is shifted
+        # from one buffer to another, and rounding does not grow with j.
+        change = _combined(
+            (at_start, jtu.tree_map(jnp.subtract, x, y)),
+            (at_change, change),
+            (mu_tilde * step, slope),
+            (gamma_tilde * step, f0),
         )
-        moved = ahead
-        if weighted:
-            beta = jnp.where(last, 0, weight[0])
-            total = _combined((1, total), (beta, slope))
-            ends = j + 1 == degree
-            moved = jtu.tree_map(
-                lambda a, b: jnp.where(ends, step.astype(a.dtype) * a, b), total, ahead
-            )
-        x = _combined((1, y), (1, moved))
-        return j + 1, x, ahead, d1, total, slope
+        ahead = _combined((1, x), (1, change))
+        if beta:
+            total = _combined((1, total), (jnp.where(last, 0, beta[0]), slope))
+            result = _combined((1, y), (step, total))
+            ahead = _where(ends, result, ahead)
+        return j + 1, _where(last, x, ahead), change, total, slope
 
-    carry = (jnp.ones_like(degree), _combined((1, y), (1, d1)), d1, zero, total, f0)
+    carry = (jnp.ones_like(degree), _combined((1, y), (1, change)), change, total, f0)
     end = jax.lax.while_loop(lambda c: c[0] <= degree, body, carry)
-    _, _, _, moved, total, f1 = end
-    moved = _combined((step, total)) if weighted else moved
+    _, y1, _, total, f1 = end
+    moved = _combined((step, total)) if beta else jtu.tree_map(jnp.subtract, y1, y)
     moved = jtu.tree_map(lambda a: jnp.where(degree == 0, jnp.zeros_like(a), a), moved)
     return moved, f1, degree
+
+
+def _where(condition: BoolScalar, a: Any, b: Any) -> Any:
+    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _combined(*terms: tuple[Any, Any]) -> Any:
