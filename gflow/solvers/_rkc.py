@@ -79,7 +79,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         dtype = solver_state.spectrum.radius.dtype
         begin, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
         spectrum, products = refreshed(
-            solver_state.spectrum, begin, _jacobian(terms, t0, y0, args)
+            solver_state.spectrum, begin, end - begin, _jacobian(terms, t0, y0, args)
         )
 
         def field(t: Any, y: Any) -> Any:
@@ -93,11 +93,10 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         )
         h = t1 - t0
         # Sommeijer, Shampine & Verwer (1998), eq. (2.8), at the two ends of the step.
-        error = _combined((-0.8, moved), (0.4 * h, f0), (0.4 * h, f1))
+        error = unpack(_combined((-0.8, moved), (0.4 * h, f0), (0.4 * h, f1)))
+        suspect = packing(_coupled(y0))[0](_coupled(error))
         # Steps that are too long for every degree fail before they cost anything.
-        error = jtu.tree_map(
-            lambda e: jnp.where(degree == 0, jnp.inf, e), unpack(error)
-        )
+        error = jtu.tree_map(lambda e: jnp.where(degree == 0, jnp.inf, e), error)
         y1 = unpack(_combined((1, y), (1, moved)))
         gradients = degree + _PRODUCT * products + made_jump.astype(degree.dtype)
         y1, error = _billed(y0, y1, error, gradients)
@@ -109,7 +108,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         }
         state = RKCState(
             slope=f1,
-            spectrum=spectrum.older(degree),
+            spectrum=spectrum.after(degree, end - begin, suspect),
             num_stages=degree,
             num_gradients=solver_state.num_gradients + gradients,
         )

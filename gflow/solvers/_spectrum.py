@@ -31,6 +31,9 @@ class Spectrum(eqx.Module):
 
     # Of unit norm, near its eigenvector.
     direction: Any
+    # The last step's error estimate, in which stiff components are large, and those of
+    # a mode that has become unstable largest: eigenvalues cross.
+    suspect: Any
     radius: Scalar
     # When that was, and d log(radius)/dt there.
     time: Scalar
@@ -38,6 +41,8 @@ class Spectrum(eqx.Module):
     # Gradients since then, and from then to the next refresh.
     age: IntScalar
     interval: IntScalar
+    # The length of the last step.
+    step: Scalar
     is_new: BoolScalar
 
     def expected(self, time: Scalar) -> Scalar:
@@ -52,9 +57,13 @@ class Spectrum(eqx.Module):
         """The radius that a step to this time should be stable for."""
         return _MARGIN * self.expected(time)
 
-    def older(self, gradients: IntScalar) -> "Spectrum":
-        """After so many more gradients."""
-        return eqx.tree_at(lambda s: s.age, self, self.age + gradients)
+    def after(self, gradients: IntScalar, step: Scalar, error: Any) -> "Spectrum":
+        """After a step of so many gradients."""
+        return eqx.tree_at(
+            lambda s: (s.age, s.step, s.suspect),
+            self,
+            (self.age + gradients, step, error),
+        )
 
 
 def unknown(slope: Any, time: Scalar) -> Spectrum:
@@ -67,18 +76,16 @@ def unknown(slope: Any, time: Scalar) -> Spectrum:
         jr.normal(key, leaf.shape, leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)
     ]
-    noise = unit(jtu.tree_unflatten(structure, noise))
-    usable = jnp.isfinite(log_norm(slope))
-    start = jtu.tree_map(
-        lambda a, b: jnp.where(usable, a, jnp.zeros_like(a)) + b, unit(slope), noise
-    )
+    zero, whole = jnp.zeros_like(time), jnp.zeros((), jnp.result_type(int))
     return Spectrum(
-        direction=unit(start),
-        radius=jnp.zeros_like(time),
+        direction=unit(jtu.tree_unflatten(structure, noise)),
+        suspect=slope,
+        radius=zero,
         time=time,
-        growth=jnp.zeros_like(time),
-        age=jnp.asarray(0),
-        interval=jnp.asarray(0),
+        growth=zero,
+        age=whole,
+        interval=whole,
+        step=zero,
         is_new=jnp.asarray(True),
     )
 
@@ -86,27 +93,32 @@ def unknown(slope: Any, time: Scalar) -> Spectrum:
 class _Search(eqx.Module):
     vector: Any
     image: Any  # J vector
-    probe: Any  # orthogonal to it, along its residual
+    probe: Any  # of unit norm and, but for the first, orthogonal to it
     quotient: Scalar  # ⟨vector, J vector⟩
     residual: Scalar  # ‖J vector - quotient · vector‖
     count: IntScalar
 
 
 def refreshed(
-    spectrum: Spectrum, time: Scalar, product: Callable[[Any], Any]
+    spectrum: Spectrum, time: Scalar, step: Scalar, product: Callable[[Any], Any]
 ) -> tuple[Spectrum, IntScalar]:
     r"""The spectrum at a new point, if it is due, and the number of products it took.
 
     `product`: v ↦ Jv. Steepest descent of the Rayleigh quotient: the leftmost Ritz
-    vector of span{v, Jv} again and again, from the last point's. Unlike power iteration
-    it looks for the *most negative* eigenvalue, also where a positive one is larger
-    (at a saddle), and converges quadratically faster; J need not be symmetric.
+    vector of the last one and its residual, again and again, from the last point's and
+    the suspect on. Unlike power iteration it looks for the *most negative* eigenvalue,
+    also where a positive one is larger (at a saddle), and converges quadratically
+    faster; J need not be symmetric.
+
+    A `step` shorter than the last one follows a rejected one: that may be why.
     """
-    due = spectrum.is_new | (spectrum.age >= spectrum.interval)
+    rejected = step < (1 - _ACCURACY) * spectrum.step
+    due = spectrum.is_new | rejected | (spectrum.age >= spectrum.interval)
     most = jnp.where(spectrum.is_new, _MOST_PRODUCTS_AT_FIRST, _MOST_PRODUCTS)
     most = jnp.where(due, most, 0)
     zero = jnp.zeros_like(spectrum.radius)
     foreseen = spectrum.expected(time)
+    suspicious = jnp.isfinite(log_norm(spectrum.suspect))
     blank = jtu.tree_map(jnp.zeros_like, spectrum.direction)
     whole = spectrum.age.dtype
 
@@ -114,28 +126,32 @@ def refreshed(
         # The next Ritz value would be lower by about residual²/|quotient|.
         rough = s.residual**2 > _ACCURACY * s.quotient**2
         rough = rough | ((s.quotient > 0) & (s.residual > 0))
-        return (s.count < most) & ((s.count == 0) | rough)
+        return (s.count < most) & ((s.count < 2) | rough)
 
     def body(s: _Search) -> _Search:
         image = product(s.probe)
         x, y = _leftmost(
-            s.quotient, inner(s.vector, image), s.residual, inner(s.probe, image)
+            s.quotient,
+            inner(s.vector, image),
+            inner(s.probe, s.image),
+            inner(s.probe, image),
         )
         first = s.count == 0
-        x, y = jnp.where(first, 0, x), jnp.where(first, 1, y)
-
-        def combined(a: Any, b: Any) -> Any:
-            return jtu.tree_map(
-                lambda u, v: x.astype(u.dtype) * u + y.astype(u.dtype) * v, a, b
-            )
-
-        vector, image = combined(s.vector, s.probe), combined(s.image, image)
+        # In one dimension there is nothing else to probe.
+        only = ~first & (inner(s.probe, s.probe) == 0)
+        x = jnp.where(first, 0, jnp.where(only, 1, x)).astype(zero.dtype)
+        y = jnp.where(first, 1, jnp.where(only, 0, y)).astype(zero.dtype)
+        vector = _sum(x, s.vector, y, s.probe)
+        image = _sum(x, s.image, y, image)
         quotient = inner(vector, image).astype(zero.dtype)
-        rest = jtu.tree_map(
-            lambda u, v: u - quotient.astype(u.dtype) * v, image, vector
+        size = jnp.exp(log_norm(image)).astype(zero.dtype)
+        residual = jnp.sqrt(jnp.maximum(size**2 - quotient**2, 0))
+        lead = jtu.tree_map(
+            lambda u, v: jnp.where(first & suspicious, u, v), spectrum.suspect, image
         )
-        residual = jnp.exp(log_norm(rest)).astype(zero.dtype)
-        return _Search(vector, image, unit(rest), quotient, residual, s.count + 1)
+        along = inner(vector, lead).astype(zero.dtype)
+        probe = unit(_sum(jnp.ones_like(along), lead, -along, vector))
+        return _Search(vector, image, probe, quotient, residual, s.count + 1)
 
     start = _Search(blank, blank, spectrum.direction, zero, zero, jnp.zeros((), whole))
     end = jax.lax.while_loop(goes_on, body, start)
@@ -155,11 +171,20 @@ def refreshed(
         time=time,
         growth=jnp.log(ratio) / elapsed,
         age=jnp.zeros_like(spectrum.age),
-        interval=jnp.clip(interval, _SHORTEST, _LONGEST),
+        interval=jnp.clip(interval, _SHORTEST, _LONGEST).astype(whole),
+        suspect=spectrum.suspect,
+        step=spectrum.step,
         is_new=jnp.asarray(False),
     )
     new = jtu.tree_map(lambda a, b: jnp.where(found, a, b), new, spectrum)
     return jax.lax.stop_gradient(new), end.count
+
+
+def _sum(x: Scalar, a: Any, y: Scalar, b: Any) -> Any:
+    """x a + y b."""
+    return jtu.tree_map(
+        lambda u, v: x.astype(u.dtype) * u + y.astype(v.dtype) * v, a, b
+    )
 
 
 def _outermost(quotient: Scalar, residual: Scalar) -> Scalar:
