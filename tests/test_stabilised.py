@@ -23,18 +23,17 @@ def pid(rtol, atol):
     return dfx.PIDController(rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4)
 
 
-def solve(solver, field, y0, end, *, controller, step=None, args=None, **options):
+def solve(solver, field, y0, end, *, controller, start=0.0, step=None, args=None):
     return dfx.diffeqsolve(
         dfx.ODETerm(field),
         solver,
-        0.0,
+        start,
         end,
         step,
         y0,
         args,
         stepsize_controller=controller,
         saveat=dfx.SaveAt(t1=True, solver_state=True),
-        **options,
     )
 
 
@@ -91,8 +90,12 @@ def test_every_degree_is_stable_and_of_its_order(table, order):
 
 
 def closed_forms(t, y, args):
-    """Nonlinear, and the second depends on time."""
-    return {"u": y["u"] - y["u"] ** 3, "v": -(y["v"] ** 2) * jnp.cos(t)}
+    """Nonlinear, and the second depends on time; the third is zero, but stiff."""
+    return {
+        "u": y["u"] - y["u"] ** 3,
+        "v": -(y["v"] ** 2) * jnp.cos(t),
+        "w": -args * y["w"],
+    }
 
 
 U0, V0, END = 0.1, 0.7, 2.0
@@ -107,16 +110,19 @@ def exact(t):
 @each_solver
 def test_order_at_fixed_steps(name):
     solver, order = SOLVERS[name]
-    y0 = {"u": jnp.full((2, 1), U0), "v": jnp.asarray(V0)}
+    y0 = {"u": jnp.full((2, 1), U0), "v": jnp.asarray(V0), "w": jnp.asarray(0.0)}
 
     @jax.jit
     def end(step):
+        # Some thirty stages. (With fewer than ten the condition Σβc² = 1/3 is met to
+        # three digits only, which shows at small errors.)
         solution = solve(
             solver,
             closed_forms,
             y0,
             END,
             step=step,
+            args=400 / step,
             controller=dfx.ConstantStepSize(),
         )
         return last(solution)
@@ -161,19 +167,20 @@ def test_linear_problem_with_known_spectrum(name):
 
     solution = run(jnp.asarray(matrix))
     # The exact solution is sin t.
-    np.testing.assert_allclose(last(solution), np.sin(end), atol=3e-3)
+    np.testing.assert_allclose(last(solution), np.sin(end), atol=3e-4)
     state = solution.solver_state
     assert state.spectral_radius == pytest.approx(largest, rel=0.05)
-    steps, failed = (
+    kept, failed = (
         int(solution.stats[f"num_{what}_steps"]) for what in ("accepted", "rejected")
     )
-    assert failed <= 0.2 * steps
-    # s = √(hρ/0.455) (or 0.65) for steps of equal length, and one product for 20
-    # gradients; a radius 10 % too low costs six times as much, in rejected steps.
+    assert failed <= 0.15 * kept
+    # s = √(hρ/0.455) (or 0.65) if all steps were of one length, 10 % more for √1.1 and
+    # degrees that are rounded up, and two products for 20 to 80 gradients. A radius
+    # that is 10 % too low costs several times as much, in rejected steps.
     share = 0.455 if name == "RKC3" else 0.65
-    ideal = steps * np.sqrt(end / steps * largest / share)
+    ideal = np.sqrt(kept * end * largest / share)
     assert int(state.num_gradients) < 1.35 * ideal
-    assert ideal < end * largest / 2 / 20  # Euler's method, twentyfold
+    assert ideal < end * largest / 10  # Tsit5's
 
 
 def test_a_saddle_is_left_with_few_stages():
@@ -274,6 +281,7 @@ def test_one_vector_or_a_tree_is_the_same(monkeypatch):
     packed = run()
     assert packed.solver_state.slope.shape == (6,)
     monkeypatch.setattr(_pack, "_MOST", 0)
+    jax.clear_caches()
     tree = run()
     assert jax.tree.structure(tree.solver_state.slope) == jax.tree.structure(y0)
     jax.tree.map(
@@ -285,14 +293,25 @@ def test_float32():
     matrix = jnp.asarray(stiff_spectrum(6, 1e3, 4), jnp.float32)
 
     def field(t, y, args):
-        t = t.astype(y.dtype)
-        return matrix @ (y - jnp.sin(t)) + jnp.cos(t)
+        return towards_moving_target(t, y, matrix)
 
     y0 = jnp.zeros(6, jnp.float32)
-    solution = solve(RKC3(), field, y0, 10.0, controller=pid(1e-3, 1e-3))
+    zero = jnp.zeros((), jnp.float32)  # Diffrax casts y to the dtype of times
+    solution = solve(
+        RKC3(), field, y0, zero + 10, start=zero, controller=pid(1e-3, 1e-3)
+    )
     assert last(solution).dtype == jnp.float32
     np.testing.assert_allclose(last(solution), np.sin(10.0), atol=1e-2)
-    assert int(solution.solver_state.num_gradients) < 1500
+    # Rounding does not make it dearer: float64 takes as many.
+    wide = solve(
+        RKC3(),
+        lambda t, y, args: towards_moving_target(t, y, matrix.astype(jnp.float64)),
+        jnp.zeros(6),
+        10.0,
+        controller=pid(1e-3, 1e-3),
+    )
+    counts = [int(s.solver_state.num_gradients) for s in (solution, wide)]
+    assert counts[0] < 1.2 * counts[1]
 
 
 # In integrate
@@ -308,7 +327,7 @@ class Tanh(eqx.Module):
         return jnp.sum(self.v * jnp.tanh(self.u @ x))
 
 
-SPAN = 1e3
+SPAN = 200.0
 
 
 @pytest.fixture(scope="module")
@@ -352,19 +371,23 @@ def test_integrate(regression, clock):
     assert sol.solver == "RKC3"
     np.testing.assert_allclose(flat(sol.final), end, rtol=1e-4, atol=1e-4)
     assert np.max(np.abs(sol.energy_defect)) < 1e-4
-    # Explicit methods are limited by stability to h ρ = 3.3; here ρT = 5e4.
-    assert int(sol.stats["num_gradients"]) < 3000
-    steps, kept = (int(sol.stats[n]) for n in ("num_steps", "num_accepted_steps"))
-    assert kept <= steps < 500
+    # Tsit5 takes 47,000. Two eigenvalues cross on the way: without the suspect
+    # direction a third of the steps is rejected.
+    assert int(sol.stats["num_gradients"]) < 5_500
+    kept, failed = (
+        int(sol.stats[f"num_{what}_steps"]) for what in ("accepted", "rejected")
+    )
+    # (In log time steps become shorter, which takes rejections.)
+    assert failed < (0.06 if clock is None else 0.15) * kept
     # Dense output is as accurate as the steps.
-    tight = run(solver=RKC3(), rtol=1e-8)
+    tight = run(solver=RKC3(), rtol=1e-7)
     for i in range(len(times)):
         one, other = (jax.tree.map(lambda w: w[i], s.models) for s in (sol, tight))  # noqa: B023
         np.testing.assert_allclose(flat(one), flat(other), rtol=1e-4, atol=1e-4)
     assert np.max(np.abs(tight.energy_defect)) < 1e-6
 
 
-def test_integrate_counts_rejected_steps_and_resumes(regression):
+def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):
     model, data, _ = regression
     loss = gflow.losses.Square()
 
@@ -373,8 +396,8 @@ def test_integrate_counts_rejected_steps_and_resumes(regression):
             model,
             data,
             loss,
-            (0.0, SPAN),
-            save_at="steps",
+            (0.0, 5.0),
+            save_at=[5.0],
             solver=RKC2(),
             rtol=1e-4,
             throw=False,
@@ -382,7 +405,7 @@ def test_integrate_counts_rejected_steps_and_resumes(regression):
         )
 
     whole = run()
-    part = run(max_steps=30)
+    part = run(max_steps=20)
     rest = run(resume=part)
     assert np.array_equal(flat(rest.final), flat(whole.final))
     counted = int(part.stats["num_gradients"]) + int(rest.stats["num_gradients"])
@@ -396,20 +419,20 @@ def test_alpha_clock_in_lanes():
     keys = jax.random.split(jax.random.key(1), 2)
     models = eqx.filter_vmap(lambda k: gflow.nn.Linear(2, "scalar", key=k))(keys)
 
-    def run(model, solver):
+    def run(model, solver, clock):
         return gflow.integrate(
             model,
             (x, y),
             gflow.losses.Exponential(),
             (0.0, gflow.exp(12.0)),
             save_at=gflow.exp(jnp.array([1.0, 12.0])),
-            clock=gflow.clocks.Alpha(),
+            clock=clock,
             solver=solver,
             rtol=1e-7,
         )
 
-    ours = eqx.filter_vmap(run)(models, RKC3())
-    theirs = eqx.filter_vmap(run)(models, dfx.Tsit5())
+    ours = eqx.filter_vmap(run)(models, RKC3(), gflow.clocks.Alpha())
+    theirs = eqx.filter_vmap(run)(models, dfx.Tsit5(), gflow.clocks.LogTime())
     np.testing.assert_allclose(ours.log_loss, theirs.log_loss, atol=1e-5)
     np.testing.assert_allclose(ours.log_norm, theirs.log_norm, atol=1e-5)
     assert np.all(np.asarray(ours.stats["num_gradients"]) > 0)
@@ -424,10 +447,13 @@ def test_a_step_beyond_the_table_fails_at_no_cost(name):
     term = dfx.ODETerm(lambda t, y, args: -1e6 * y)
     y0, zero = jnp.ones(2), jnp.asarray(0.0)
     state = solver.init(term, zero, zero + 10.0, y0, None)
-    known = solver.step(term, zero, zero + 1e-3, y0, None, state, False)[3]
-    y1, error, _, after, _ = solver.step(
-        term, zero, zero + 10.0, y0, None, known, False
-    )
+
+    @jax.jit
+    def step(end, state):
+        return solver.step(term, zero, end, y0, None, state, False)[:4]
+
+    known = step(zero + 1e-3, state)[3]
+    y1, error, _, after = step(zero + 10.0, known)
     assert np.all(np.isinf(error)) and np.array_equal(y1, y0)
     assert int(after.num_stages) == 0
     assert int(after.num_gradients) - int(known.num_gradients) <= 2 * 4
@@ -449,7 +475,7 @@ def test_a_field_that_is_not_a_number_does_not_hang(regression):
 
 
 def test_kinks_need_an_ordinary_explicit_solver():
-    model = gflow.nn.MLP(2, "scalar", 4, 2, key=jax.random.key(0))
+    model = gflow.nn.MLP(2, 4, 2, key=jax.random.key(0))
     data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])
     with pytest.raises(ValueError, match="RKC3"):
         gflow.integrate(model, data, gflow.losses.Logistic(), (0.0, 1.0), solver=RKC3())

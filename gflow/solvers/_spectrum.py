@@ -1,5 +1,6 @@
 """The spectral radius that limits an explicit step, tracked along a solve."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-import numpy as np
 
 from .._norms import inner, log_norm, unit
 from .._types import BoolScalar, IntScalar, Scalar
@@ -51,7 +51,7 @@ class Spectrum(eqx.Module):
         In log time it grows like the time itself, in any clock with the sharpness.
         """
         grown = self.growth * (time - self.time)
-        return self.radius * jnp.exp(jnp.clip(grown, 0, np.log(_MOST_GROWTH)))
+        return self.radius * jnp.exp(jnp.clip(grown, 0, math.log(_MOST_GROWTH)))
 
     def bound(self, time: Scalar) -> Scalar:
         """The radius that a step to this time should be stable for."""
@@ -169,7 +169,8 @@ def refreshed(
         direction=end.vector,
         radius=radius,
         time=time,
-        growth=jnp.log(ratio) / elapsed,
+        # (After a rejected step no time has passed.)
+        growth=jnp.where(known, jnp.log(ratio) / elapsed, spectrum.growth),
         age=jnp.zeros_like(spectrum.age),
         interval=jnp.clip(interval, _SHORTEST, _LONGEST).astype(whole),
         suspect=spectrum.suspect,
