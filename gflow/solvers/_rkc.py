@@ -272,9 +272,9 @@ class RKC3(AbstractRKC):
     with the stages g_j of Runge-Kutta-Chebyshev methods and output weights β that meet
     the conditions of order three and, as nearly as a linear programme can, those of
     order four: stable for $h\rho \le 0.455\,s^2$ (0.35 at s = 4), s = 4..946, with two
-    thirds of the steps of [`gflow.solvers.RKC2`][] or fewer. (With fewer than ten stages
-    Σβc² = 1/3 holds to three digits, so that order three shows down to local errors of
-    about 1e-3 (hL)³ only.) All else is as there.
+    thirds of the steps of [`gflow.solvers.RKC2`][] or fewer. (With fewer than ten
+    stages, where h is not limited by stability, Σβc² = 1/3 holds to three digits only:
+    the local error keeps a term in h³ with a coefficient of 1e-3.) All else is as there.
 
     !!! Example
 
