@@ -9,11 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 
 from .._flow import FlowState, Work
 from .._lanes import anywhere
-from .._types import BoolScalar, IntScalar, Scalar
+from .._problem import dtype_of
+from .._types import IntScalar, Scalar
+from ._advance import advance, combined
 from ._chebyshev import Table, table_of_order_three, table_of_order_two
 from ._pack import packing
 from ._spectrum import Spectrum, refreshed, unknown
@@ -69,7 +70,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         whole = jnp.asarray(0)
         return RKCState(
             slope=pack(slope),
-            spectrum=unknown(pack_part(part), jnp.asarray(t0, _dtype(part))),
+            spectrum=unknown(pack_part(part), jnp.asarray(t0, dtype_of(part))),
             num_stages=whole,
             num_gradients=whole + 1,
         )
@@ -88,23 +89,23 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         y, f0 = pack(y0), solver_state.slope
         made_jump = jnp.asarray(made_jump)
         f0 = jax.lax.cond(anywhere(made_jump), lambda: field(t0, y), lambda: f0)
-        moved, f1, degree = _advance(
+        moved, f1, degree = advance(
             self.table, field, t0, t1, y, f0, spectrum.bound(end)
         )
         h = t1 - t0
         # Sommeijer, Shampine & Verwer (1998), eq. (2.8), at the two ends of the step.
-        error = unpack(_combined((-0.8, moved), (0.4 * h, f0), (0.4 * h, f1)))
+        error = unpack(combined((-0.8, moved), (0.4 * h, f0), (0.4 * h, f1)))
         suspect = packing(_coupled(y0))[0](_coupled(error))
         # Steps that are too long for every degree fail before they cost anything.
         error = jtu.tree_map(lambda e: jnp.where(degree == 0, jnp.inf, e), error)
-        y1 = unpack(_combined((1, y), (1, moved)))
+        y1 = unpack(combined((1, y), (1, moved)))
         gradients = degree + _PRODUCT * products + made_jump.astype(degree.dtype)
         y1, error = _billed(y0, y1, error, gradients)
         dense = {
             "y0": y0,
             "y1": y1,
-            "k0": unpack(_combined((h, f0))),
-            "k1": unpack(_combined((h, f1))),
+            "k0": unpack(combined((h, f0))),
+            "k1": unpack(combined((h, f1))),
         }
         state = RKCState(
             slope=f1,
@@ -113,84 +114,6 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
             num_gradients=solver_state.num_gradients + gradients,
         )
         return y1, error, dense, state, dfx.RESULTS.successful
-
-
-def _advance(
-    table: Table, field: Any, t0: Any, t1: Any, y: Any, f0: Any, radius: Scalar
-) -> tuple[Any, Any, IntScalar]:
-    """y₁ - y₀, f(t₁, y₁) and s; (0, f₀, 0) if no degree is stable."""
-    h = t1 - t0
-    dtype = _dtype(y)
-    time = jnp.result_type(t0)
-    lengths = jnp.asarray(table.lengths, dtype)
-    need = h.astype(dtype) * radius
-    number = jnp.searchsorted(lengths, need)
-    degrees, starts = jnp.asarray(table.degrees), jnp.asarray(table.starts)
-    number = jnp.minimum(number, len(table.lengths) - 1)
-    # (Not a number: no degree either.)
-    degree = jnp.where(need <= lengths[-1], degrees[number], 0)
-    start = starts[number]
-    # The last row is read once too often.
-    padded = jnp.asarray(np.pad(table.rows, ((0, 1), (0, 0))), dtype)
-
-    def row(j: IntScalar) -> tuple[Scalar, ...]:
-        # To form stage j.
-        return tuple(jax.lax.dynamic_index_in_dim(padded, start + j - 1, 0, False))
-
-    step = h.astype(dtype)
-    _, _, mu_tilde, _, _, *beta = row(jnp.asarray(1))
-    change = _combined((mu_tilde * step, f0))
-    total = _combined((beta[0], f0)) if beta else None
-
-    def body(carry):
-        # x is stage j or, in the last round, y₁.
-        j, x, change, total, _ = carry
-        ends, last = j + 1 == degree, j == degree
-        at_start, at_change, mu_tilde, gamma_tilde, c, *beta = row(j + 1)
-        slope = field(jnp.where(last, t1, t0 + c.astype(time) * h), x)
-        # Increments, not stages, are what the recurrence is for: nothing is shifted
-        # from one buffer to another, and rounding does not grow with j.
-        change = _combined(
-            (at_start, jtu.tree_map(jnp.subtract, x, y)),
-            (at_change, change),
-            (mu_tilde * step, slope),
-            (gamma_tilde * step, f0),
-        )
-        ahead = _combined((1, x), (1, change))
-        if beta:
-            total = _combined((1, total), (jnp.where(last, 0, beta[0]), slope))
-            result = _combined((1, y), (step, total))
-            ahead = _where(ends, result, ahead)
-        return j + 1, _where(last, x, ahead), change, total, slope
-
-    carry = (jnp.ones_like(degree), _combined((1, y), (1, change)), change, total, f0)
-    end = jax.lax.while_loop(lambda c: c[0] <= degree, body, carry)
-    _, y1, _, total, f1 = end
-    moved = _combined((step, total)) if beta else jtu.tree_map(jnp.subtract, y1, y)
-    moved = jtu.tree_map(lambda a: jnp.where(degree == 0, jnp.zeros_like(a), a), moved)
-    return moved, f1, degree
-
-
-def _where(condition: BoolScalar, a: Any, b: Any) -> Any:
-    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-def _combined(*terms: tuple[Any, Any]) -> Any:
-    """Σ a_i x_i of PyTrees x_i."""
-    scalars, trees = zip(*terms, strict=True)
-
-    def one(*leaves: Any) -> Any:
-        parts = [
-            leaf if isinstance(a, int) else jnp.asarray(a, leaf.dtype) * leaf
-            for a, leaf in zip(scalars, leaves, strict=True)
-        ]
-        return sum(parts[1:], parts[0])
-
-    return jtu.tree_map(one, *trees)
-
-
-def _dtype(tree: Any) -> Any:
-    return jnp.result_type(*jtu.tree_leaves(tree))
 
 
 def _coupled(state: Any) -> Any:
@@ -274,7 +197,8 @@ class RKC3(AbstractRKC):
     order four: stable for $h\rho \le 0.455\,s^2$ (0.35 at s = 4), s = 4..946, with two
     thirds of the steps of [`gflow.solvers.RKC2`][] or fewer. (With fewer than ten
     stages, where h is not limited by stability, Σβc² = 1/3 holds to three digits only:
-    the local error keeps a term in h³ with a coefficient of 1e-3.) All else is as there.
+    the local error keeps a term in h³ with a coefficient of 1e-3.) All else is as
+    there.
 
     !!! Example
 
