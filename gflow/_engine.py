@@ -68,9 +68,10 @@ class Engine(eqx.Module):
         """The position at t0, with the first step chosen."""
         solver, term = self.solver, self.term
         first = None
-        if isinstance(inner_solver(solver), PrimalDual):
+        inner = inner_solver(solver)
+        if isinstance(inner, PrimalDual):
             # The usual guess, by an explicit Euler step, would be that of stability.
-            first = _FIRST_STEP * self.controller.rtol ** (1 / solver.order(term))
+            first = _FIRST_STEP * self.controller.rtol ** (1 / inner.order(term))
             first = jnp.minimum(first, end - reading)
         _, controller_state = self.controller.init(
             term,

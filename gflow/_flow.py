@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
 from ._norms import array_norm, inner, log_norm, unit
-from ._problem import Problem
+from ._problem import AbstractProblem
 from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock
 from .fields import GradientField, Velocity
@@ -105,15 +105,15 @@ class FlowField(eqx.Module):
         params: Params,
         moved: Params,
         log_rate: Scalar,
-        problem: Problem | None = None,
+        problem: AbstractProblem | None = None,
     ) -> FlowState:
         """d(state)/dc where dW/dc = `moved` is known, in a clock that tells the time.
 
         Takes a forward pass, of the problem given if it is another. All of the
         bookkeeping is in it, kept or not.
         """
-        problem = self.field.problem if problem is None else problem
-        log_loss = problem.log_loss(params)
+        given = self.field.problem if problem is None else problem
+        log_loss = given.log_loss(params)
         log_size = log_norm(moved)
         return FlowState(
             params=moved,

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from ._branches import Taken, UnsupportedKink, evaluate
 from ._flat import flatten, flatten_rows
 from ._norms import array_norm
-from ._problem import Gradient, Problem, dtype_of
+from ._problem import AbstractProblem, Gradient, Problem, dtype_of
 from ._types import Params
-from .losses import Custom
+from .losses import AbstractLoss, Custom
 from .losses._abstract import Linearised
 from .nn import Batched
 
@@ -210,9 +210,13 @@ class Frozen(eqx.Module):
         return gradient, flatten(gradient.direction), pull
 
 
-class Branched(Problem):
+class Branched(AbstractProblem):
     """The problem on given branches, which are held fixed."""
 
+    static: Any
+    x: Array
+    y: Array
+    loss: AbstractLoss
     frozen: Frozen
     branches: Shaped[Array, "groups kinks"]  # or shares of the upper ones
 

@@ -12,24 +12,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._problem import Problem, dtype_of
+from ._problem import AbstractProblem, dtype_of
 from ._types import Params
 from .losses import AbstractTailedLoss
 from .nn import Batched
 
 
-def tailed(problem: Problem) -> AbstractTailedLoss:
+def tailed(problem: AbstractProblem) -> AbstractTailedLoss:
     """The loss, for the type checker: callers have checked that it has a tail."""
     return cast(AbstractTailedLoss, problem.loss)
 
 
-def pair_margins(problem: Problem, params: Params) -> Float[Array, " pairs"]:
+def pair_margins(problem: AbstractProblem, params: Params) -> Float[Array, " pairs"]:
     """Every p_m(W)."""
     return tailed(problem).pairs(problem.outputs(params), problem.y).reshape(-1)
 
 
 def log_pair_slopes(
-    problem: Problem, pairs: Float[Array, " pairs"]
+    problem: AbstractProblem, pairs: Float[Array, " pairs"]
 ) -> Float[Array, " pairs"]:
     r"""$\log(-\partial\mathcal L/\partial p_m)$, with the loss's reduction."""
     loss, n = tailed(problem), problem.num_examples
@@ -38,7 +38,7 @@ def log_pair_slopes(
 
 
 def some_pairs(
-    problem: Problem, params: Params, index: Int[Array, " some"]
+    problem: AbstractProblem, params: Params, index: Int[Array, " some"]
 ) -> Float[Array, " some"]:
     """p_m(W) for the given m only: forward passes through their examples."""
     if isinstance(problem.static, Batched):
@@ -50,7 +50,9 @@ def some_pairs(
     return jnp.take_along_axis(pairs, (index % wrong)[:, None], axis=1)[:, 0]
 
 
-def rows(problem: Problem, params: Params, index: Int[Array, " some"]) -> Params:
+def rows(
+    problem: AbstractProblem, params: Params, index: Int[Array, " some"]
+) -> Params:
     """∇p_m(W) for the given m, stacked along a leading axis."""
     if isinstance(problem.static, Batched):
         _, pull_back = jax.vjp(lambda w: pair_margins(problem, w), params)
@@ -69,7 +71,7 @@ def rows(problem: Problem, params: Params, index: Int[Array, " some"]) -> Params
 
 
 def curvature(
-    problem: Problem,
+    problem: AbstractProblem,
     params: Params,
     weights: Float[Array, " some"],
     index: Int[Array, " some"],
@@ -87,10 +89,10 @@ def curvature(
     return product
 
 
-def num_pairs(problem: Problem, params: Params) -> int:
+def num_pairs(problem: AbstractProblem, params: Params) -> int:
     """M, the number of pairs."""
     return jax.eval_shape(lambda w: pair_margins(problem, w), params).shape[0]
 
 
-def _wrong(problem: Problem, params: Params) -> int:
+def _wrong(problem: AbstractProblem, params: Params) -> int:
     return num_pairs(problem, params) // problem.num_examples

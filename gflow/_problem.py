@@ -1,5 +1,6 @@
 """The problem (model, data, loss) and its log-domain gradient."""
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -28,17 +29,25 @@ class Gradient(eqx.Module):
     loss: Scalar
 
 
-class Problem(eqx.Module):
+class AbstractProblem(eqx.Module):
     """Model, data and loss: everything that defines ℒ(W) but W itself.
 
     `static` is the model without its trained arrays; `x` and `y` have the leading
-    axis n. Built, with its parameters, by `make_problem`.
+    axis n.
     """
 
-    static: Any
-    x: Array
-    y: Array
-    loss: AbstractLoss
+    static: eqx.AbstractVar[Any]
+    x: eqx.AbstractVar[Array]
+    y: eqx.AbstractVar[Array]
+    loss: eqx.AbstractVar[AbstractLoss]
+
+    @abc.abstractmethod
+    def outputs(self, params: Params) -> Float[Array, "examples ..."]:
+        """f(x_i; W) for every example."""
+
+    @abc.abstractmethod
+    def output_of(self, params: Params, number: Any) -> Float[Array, "..."]:
+        """f(x_i; W) for one example, of a model that takes one."""
 
     @property
     def num_examples(self) -> int:
@@ -52,14 +61,6 @@ class Problem(eqx.Module):
         """The model with these parameters."""
         return eqx.combine(params, self.static)
 
-    def outputs(self, params: Params) -> Float[Array, "examples ..."]:
-        """f(x_i; W) for every example."""
-        return predict(self.model(params), self.x)
-
-    def output_of(self, params: Params, number: Any) -> Float[Array, "..."]:
-        """f(x_i; W) for one example, of a model that takes one."""
-        return self.model(params)(self.x[number])
-
     def log_loss(self, params: Params) -> Scalar:
         """log ℒ alone: a forward pass."""
         return self.loss.linearise(self.outputs(params), self.y).log_loss
@@ -70,6 +71,21 @@ class Problem(eqx.Module):
         at = self.loss.linearise(outputs, self.y)
         (direction,) = pull_back(at.pull)
         return Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
+
+
+class Problem(AbstractProblem):
+    """The user's, as it is. Built, with its parameters, by `make_problem`."""
+
+    static: Any
+    x: Array
+    y: Array
+    loss: AbstractLoss
+
+    def outputs(self, params):
+        return predict(self.model(params), self.x)
+
+    def output_of(self, params, number):
+        return self.model(params)(self.x[number])
 
 
 def like_params(model: Any, problem: Problem) -> Params:

@@ -23,10 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._flat import flatten_rows, unflattener
 from .._flow import Work, no_work
-from .._frozen import Frozen
+from .._frozen import Branched, Frozen
 from .._inclusion import unit_rows
 from .._pairs import log_pair_slopes, pair_margins, rows, tailed
-from .._problem import Problem
+from .._problem import AbstractProblem, Problem
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._gmres import gmres
 
@@ -46,7 +46,7 @@ class Held(eqx.Module):
     branches: Bool[Array, "groups kinks"]
     pins: Int[Array, " K"]
 
-    def on(self, shares: Any) -> Problem:
+    def on(self, shares: Any) -> Branched:
         """The problem there, with these shares of the pinned kinks' upper branches."""
         flat = self.branches.reshape(-1).astype(shares.dtype)
         flat = flat.at[self.pins].set(shares, mode="drop")
@@ -70,7 +70,7 @@ class Stage(eqx.Module):
         """W = σθ."""
         return unflattener(self.like)(self.scale * theta)
 
-    def problem(self, shares: Any) -> Problem:
+    def problem(self, shares: Any) -> AbstractProblem:
         """The problem with these shares."""
         return self.smooth if self.held is None else self.held.on(shares)
 
@@ -209,7 +209,7 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
         max_products=_MAX_PRODUCTS,
     )
     change, dual, along = solved(r_theta - curved(change), r_dual, z)
-    if onto is not None:
+    if along is not None and shares is not None:
         safe = jnp.where(pins.sizes == 0, 1, diagonal * pins.sizes)
         shares = shares + jnp.where(pins.sizes == 0, 0, along / safe)
 
@@ -239,12 +239,11 @@ class _Pins(eqx.Module):
 
 def _pins(stage: Stage, held: Held, point: Point, weights: Array) -> _Pins:
     problem, params = held.on(point.shares), stage.params(point.theta)
-    branched: Any = problem
     outputs = problem.outputs(params)
     _, pull_back = jax.vjp(lambda f: tailed(problem).pairs(f, problem.y), outputs)
     wrong = weights.reshape(problem.num_examples, -1)
     (pull,) = pull_back(wrong.astype(outputs.dtype))
-    rows = held.frozen.rows(params, branched.branches, pull, held.pins)
+    rows = held.frozen.rows(params, problem.branches, pull, held.pins)
     normals, jumps = unit_rows(rows.normals), unit_rows(rows.jumps)
     slope = stage.scale * jnp.sum(normals * rows.normals, axis=1)
     distances = jnp.where(slope == 0, 0, rows.values / jnp.where(slope == 0, 1, slope))
