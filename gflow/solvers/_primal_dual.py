@@ -73,7 +73,9 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
     method on θ diverges. Here θ and log λ are solved for together, stage by stage of an
     ESDIRK method of order five, with errors controlled as anywhere in gflow. No P × P
     matrix is formed: all but the curvature is eliminated to a matrix of the size of the
-    support, and curvature enters by Hessian-vector products in GMRES.
+    support, and curvature enters by Hessian-vector products in GMRES. Where kinks are
+    followed, z_k = 0 holds at every stage on those that the flow slides along, with
+    their multipliers as further unknowns.
 
     **Arguments:**
 
