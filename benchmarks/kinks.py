@@ -4,8 +4,9 @@
 
 Steps, full-data gradients, wall time and energy defect of the inclusion; of Tsit5 on
 what automatic differentiation returns, which chatters; and of the same network with
-tanh. Then an ensemble under vmap, random networks at rtol 1e-8, and networks that are
-deeper. Float64; physical time; wall times are second calls.
+tanh. Then an ensemble under vmap, random networks at rtol 1e-8, networks that are
+deeper, and the late phase. Float64; physical time but for the last; wall times are
+second calls.
 """
 
 import argparse
@@ -246,6 +247,68 @@ def deeper():
         )
 
 
+def late(number):
+    """To log t = 10⁶, next to Tsit5 as far as it gets."""
+    print("\nThe late phase: separable data to log t = 1e6, rtol 1e-6\n")
+    print(
+        f"{'':24} {'steps':>6} {'Newton':>7} {'gradients':>9} {'events':>6} {'pins':>5}"
+        f" {'seconds':>8} {'log-loss defect':>15} {'direction, log t = 30':>22}"
+    )
+    times = np.array([30.0, 1e3, 1e6])
+
+    @eqx.filter_jit
+    def run(model, data):
+        return gflow.integrate(
+            model,
+            data,
+            Logistic(),
+            (0.0, gflow.exp(times[-1])),
+            save_at=gflow.exp(times),
+            throw=False,
+        )
+
+    @eqx.filter_jit
+    def explicit(model, data):
+        return gflow.integrate(
+            model,
+            data,
+            Logistic(),
+            (0.0, gflow.exp(times[0])),
+            save_at=gflow.exp(times[:1]),
+            clock=gflow.clocks.LogTime(),
+            rtol=1e-8,
+            throw=False,
+        )
+
+    def direction(sol):
+        leaves = [np.asarray(leaf)[0].ravel() for leaf in jax.tree.leaves(sol.models)]
+        w = np.concatenate(leaves)
+        return w / np.linalg.norm(w)
+
+    for name, make in (
+        ("2 layers, n 20, d 5, m 20", lambda s: deep(s, 20, (5, 20), jax.nn.relu)),
+        ("3 layers, n 12, d 4, m 8", lambda s: deep(s, 12, (4, 8, 8), jax.nn.relu)),
+    ):
+        for seed in range(number):
+            model, data = make(seed)
+            if seed == 0:
+                jax.block_until_ready(run(model, data))
+            start = time.perf_counter()
+            sol = jax.block_until_ready(run(model, data))
+            seconds = time.perf_counter() - start
+            slow = explicit(model, data)
+            apart = np.linalg.norm(direction(sol) - direction(slow))
+            pins = np.sum(np.asarray(sol.inclusion.pins)[-1] >= 0)
+            print(
+                f"{name if seed == 0 else '':24} {int(sol.stats['num_steps']):6} "
+                f"{int(sol.stats['num_newton']):7} {int(sol.stats['num_gradients']):9} "
+                f"{int(sol.inclusion.num_events):6} {pins:5} {seconds:8.2f} "
+                f"{np.max(np.abs(sol.log_loss_defect)):15.1e} {apart:22.1e}"
+                + ("" if sol.result == gflow.RESULTS.successful else "  stopped"),
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything")
@@ -262,6 +325,7 @@ def main():
     ensemble(8 if quick else 128)
     random_networks(4 if quick else 25)
     deeper()
+    late(1 if quick else 6)
 
 
 if __name__ == "__main__":

@@ -173,8 +173,11 @@ def _split(units: Float[Array, "K P"], vector: Float[Array, " P"]):
 def _solve(units: Float[Array, "K P"], target: Float[Array, " K"]):
     """Coefficients of the least vector with these products with the rows."""
     gram = units @ units.T
-    unused = jnp.where(jnp.diag(gram) == 0, 1, 0).astype(gram.dtype)
-    factor = jax.scipy.linalg.cho_factor(gram + jnp.diag(unused))
+    # Normals may come to depend on each other (in series, where all that a layer sees
+    # is pinned): a few roundings on the diagonal, which a second solution corrects.
+    few = 4 * gram.shape[0] * float(jnp.finfo(gram.dtype).eps)
+    more = jnp.where(jnp.diag(gram) == 0, 1, few).astype(gram.dtype)
+    factor = jax.scipy.linalg.cho_factor(gram + jnp.diag(more))
     return jax.scipy.linalg.cho_solve(factor, target)
 
 

@@ -248,16 +248,19 @@ def _resolve(
         blank = eqx.tree_at(lambda b: b[1].shares, blank, first)
 
         def again(carry):
-            number, (_, choice), _ = carry
+            number, (_, choice), _, _ = carry
             found = once(choice.shares)
             size = jnp.linalg.norm(found[1].velocity)
             moved = jnp.linalg.norm(found[1].velocity - choice.velocity)
-            return number + 1, found, moved <= _SETTLED * size
+            # Which rows are independent depends on the multipliers as well.
+            same = jnp.all(found[1].pinned == choice.pinned)
+            return number + 1, found, moved <= _SETTLED * size, same
 
-        _, (model, choice), settled = jax.lax.while_loop(
-            lambda c: (c[0] < _PASSES) & ~c[2],
+        false = jnp.asarray(False)
+        _, (model, choice), settled, _ = jax.lax.while_loop(
+            lambda c: (c[0] < _PASSES) & ~(c[2] & c[3]),
             again,
-            (jnp.asarray(0), blank, jnp.asarray(False)),
+            (jnp.asarray(0), blank, false, false),
         )
         consistent = choice.consistent & settled
     else:

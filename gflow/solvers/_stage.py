@@ -177,8 +177,10 @@ def _correct(stage: Stage, point: Point) -> tuple[Point, Scalar, Scalar, Scalar]
             pins.jumps
         )
         schur = pins.normals @ reach.T
-        unused = jnp.where(jnp.diagonal(schur) == 0, ratio, 0)
-        onto = jsl.lu_factor(schur + jnp.diag(unused))
+        # Normals may come to depend on each other: a few roundings on the diagonal.
+        own = jnp.diagonal(schur)
+        few = 4 * own.shape[0] * float(jnp.finfo(own.dtype).eps)
+        onto = jsl.lu_factor(schur + jnp.diag(jnp.where(own == 0, ratio, few * own)))
 
     def solved(r_theta, r_dual, z):
         """The correction without curvature: of θ, of log λ, and along the jumps."""
