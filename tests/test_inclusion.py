@@ -9,6 +9,7 @@ from jax.nn import leaky_relu, relu
 from scipy.integrate import solve_ivp
 
 import gflow
+from gflow._inclusion import _split
 from gflow.losses import Logistic, Square
 
 
@@ -219,3 +220,18 @@ def test_random_networks(n, d, m, loss, end):
         w, a = smoothed(*instance(seed, n, d, m), loss, end)
         np.testing.assert_allclose(sol.final.w[seed], w, atol=5e-6, err_msg=str(seed))
         np.testing.assert_allclose(sol.final.a[seed], a, atol=5e-6, err_msg=str(seed))
+
+
+def test_pins_whose_normals_depend_on_each_other():
+    # In series: where all that a layer sees is pinned, so is all that it gives.
+    rng = np.random.default_rng(0)
+    two = rng.normal(size=(2, 30))
+    rows = np.concatenate([two, rng.normal(size=(3, 2)) @ two, np.zeros((2, 30))])
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = jnp.asarray(rows / np.where(norms == 0, 1, norms))
+    vector = jnp.asarray(rng.normal(size=30))
+    along, rest = _split(units, vector)
+    assert np.max(np.abs(units @ rest)) < 1e-13
+    np.testing.assert_allclose(along @ units + rest, vector, atol=1e-13)
+    projected = vector - np.linalg.pinv(two) @ (two @ np.asarray(vector))
+    np.testing.assert_allclose(rest, projected, atol=1e-13)
