@@ -447,6 +447,9 @@ def test_infinity():
     assert float(sol.limit.margin) == pytest.approx(margin, rel=1e-10)
 
 
+RELU = gflow.nn.MLP(5, 3, 2, "scalar", key=jax.random.key(0))
+
+
 class Stopped(Exception):
     """Raised before anything is compiled."""
 
@@ -461,7 +464,8 @@ class Stopped(Exception):
         ({"clock": gflow.clocks.LogTime()}, 1e3),
         ({"clock": gflow.clocks.LogLogTime()}, 1e3),
         ({"events": lambda state: state.log_loss + 1.0}, 1e3),
-        ({"model": gflow.nn.MLP(5, 3, 2, "scalar", key=jax.random.key(0))}, 1e3),
+        ({"model": RELU}, 1e8),
+        ({"model": RELU, "kinks": "autodiff"}, 1e3),
     ],
 )
 def test_where_infinity_is(options, end, monkeypatch):
