@@ -10,6 +10,7 @@ from ._curves import observed as observed
 from ._curves import training as training
 from ._directions import directions as directions
 from ._distribution import distribution as distribution
+from ._laws import laws as laws
 from ._margins import margins as margins
 from ._style import GREY as GREY
 from ._style import PALETTE as PALETTE
