@@ -7,14 +7,16 @@ from ._law import Found, law, need, need_degree, need_separation, shown
 from ._run import Run
 
 
-# What is left of the path must be what was expected to be, one stretch earlier, up to
-# this factor: logarithms of log t spoil powers of it.
-_LENGTH = 1.5
+# ζ' ~ (log log t)^-p is taken to have a finite integral for p above 3/2, not 1: p is
+# measured over a finite time. Powers of log t come to p > 2 by log t = 1e4, logarithmic
+# spirals to p < 1 at any time.
+_LENGTH = 2 / 3
 # The angle must fall by a tenth over a stretch: of a factor of 10 in log t, that is
 # (log t)^-0.05.
 _FALLS = 0.9
-# A flow whose margin still grows by more over a stretch is not late.
-_LATE = 0.1
+# A flow is late if its margin grows by less than a tenth over a stretch, and by less
+# than over the one before, or by less than one percent.
+_GROWS, _SLOWER, _LITTLE = 0.1, 0.7, 0.01
 # Of rtol: error of a direction.
 _NOISE = 200.0
 # The fitted rate must be this part of the predicted one, as `gflow.limit` asks.
@@ -30,48 +32,47 @@ def late_stretches(run: Run) -> np.ndarray:
     need(
         len(ends),
         f"the solve ends at log t = {run.log_t[-1]:.3g}, and after separation log t "
-        "must grow eightfold beyond 5",
+        "must grow by a factor of 64 beyond 5",
     )
-    rows = run.log_t >= ends[2]
-    log = np.log(run.alpha[rows]) - degree * run.log_norm[rows]
-    growth = float(np.ptp(log))
+    margin = np.log(np.maximum(run.alpha, 1e-300)) - degree * run.log_norm
+    before, last = np.diff(at(run.log_t, margin, ends[1:]))
     need(
-        growth < _LATE,
-        f"the margin still grows by {100 * np.expm1(growth):.0f} % at the end: the "
-        "late phase has not begun",
+        last < _GROWS and (last < _SLOWER * before or last < _LITTLE),
+        f"the margin still grows, by {100 * np.expm1(last):.1f} % over the last factor "
+        f"of {ends[-1] / ends[-2]:.2g} in log t, {100 * np.expm1(before):.1f} % over the "
+        "one before: the direction is not near its limit yet",
     )
     return ends
 
 
 @law("path length is finite", "JT Theorem 3.1: ζ_∞ < ∞")
 def path_length(run: Run) -> Found:
-    r"""ζ converges: what is left of it shrinks as a convergent power of log t must.
+    r"""ζ converges, by the integral test in y = log log t.
 
-    Over three stretches of equal length in log log t the curve of directions grows by
-    Δ₁, Δ₂, Δ₃. If ζ_∞ - ζ is a power of log t these are geometric, and after the second
-    what is left is $R_2=\Delta_2\rho/(1-\rho)$, ρ = Δ₂/Δ₁. The third must agree:
-    Δ₃ + R₃ ≤ 1.5 R₂. A spiral, of infinite length, exceeds every such bound. ζ is the
-    solve's if it observed `path_length`, else the length of the polygon through the
-    saved directions.
+    ∫ dζ is finite if dζ/dy falls like $y^{-p}$ with p > 1. p is measured from what ζ
+    grows by over the last two stretches of equal length in y, and the violation is 1/p.
+    Along a flow whose direction converges like $(\log t)^{-r}$, p = r y; along a
+    logarithmic spiral $p\le1$. If ζ_∞ - ζ is a power of log t these two are terms of a
+    geometric series, whose rest is what is reported as left. ζ is the solve's if it
+    observed `path_length`, else the length of the polygon through the saved directions.
     """
     ends = late_stretches(run)
     zeta = run.observed("path_length")
     integrated = zeta is not None and np.all(np.isfinite(zeta))
     zeta = zeta if integrated else np.cumsum(run.turned)
     assert zeta is not None
-    d1, d2, d3 = np.diff(at(run.log_t, zeta, ends))
-    expected, left = remaining(d1, d2), remaining(d2, d3)
-    noise = run.tolerance(_NOISE)
-    still = d3 + left <= noise
-    violation = 0.0 if still else (d3 + left) / expected if expected > 0 else np.inf
-    if np.isnan(violation):  # ∞/∞
-        violation = np.inf
-    rate = np.log(d2 / d3) / np.log(ends[-1] / ends[-2]) if d2 > 0 < d3 else np.inf
+    before, last = np.diff(at(run.log_t, zeta, ends[1:]))
+    polygon = "" if integrated else " (of a polygon)"
+    if last <= run.tolerance(_NOISE):
+        return Found("p > 1", f"ζ = {shown(zeta[-1])}{polygon}, at rest", 0.0, _LENGTH)
+    y = np.log(np.log(ends[1:]))
+    middle = (y[1:] + y[:-1]) / 2
+    p = float(np.log(before / last) / np.log(middle[1] / middle[0]))
+    left = remaining(before, last)
     return Found(
-        f"left after log t = {shown(ends[2])}: {shown(max(expected, 0))}",
-        f"{shown(d3 + left)}, ζ_∞ = {shown(zeta[-1] + left)} ± {shown(left)}, "
-        f"rate {shown(rate)}" + ("" if integrated else " (polygon)"),
-        violation,
+        "p > 1",
+        f"p = {shown(p)}; ζ = {shown(zeta[-1])}{polygon}, {shown(left)} left",
+        1 / p if p > 0 else np.inf,
         _LENGTH,
     )
 

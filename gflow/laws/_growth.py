@@ -17,9 +17,10 @@ _EARLY = 0.5
 def growth(run: Run) -> Found:
     r"""α = log t + (2 - 2/L) log α + log(L² α̃^{2/L}) + O(1/α).
 
-    By alignment, which the tolerance does not count on, $\|\nabla\alpha\|\to L\tilde\alpha\|W\|^{L-1}$, so that
-    R = e^α has $\dot R=\|\nabla\alpha\|^2=L^2\tilde\alpha^{2/L}(\log R)^{2-2/L}$: for
-    L = 1, ρ ~ log t; for L = 2, R = li⁻¹(4α̃ t). With equal layer norms ρ and
+    By alignment $\|\nabla\alpha\|\to L\tilde\alpha\|W\|^{L-1}$ (what is left of the
+    angle is in the tolerance), so that R = e^α has
+    $\dot R=\|\nabla\alpha\|^2=L^2\tilde\alpha^{2/L}(\log R)^{2-2/L}$: for L = 1,
+    ρ ~ log t; for L = 2, R = li⁻¹(4α̃ t). With equal layer norms ρ and
     $\tilde f=\alpha/\rho^L$ the factor is $L\tilde f^{2/L}$, which is what T3's
     equation (64) gives; their (66) and (68) have L times that.
     """

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 
-# A stretch is a factor of log t, at least 2 and at most 10; the first begins at
+# A stretch is a factor of log t, at least 4 and at most 10; the first begins at
 # log t = 5, where "late" may begin. Three stretches are compared.
-_LEAST, _MOST, _FROM, _STRETCHES = 2.0, 10.0, 5.0, 3
+_LEAST, _MOST, _FROM, _STRETCHES = 4.0, 10.0, 5.0, 3
 
 
 def stretches(log_t: np.ndarray, first: int, count: int = _STRETCHES) -> np.ndarray:
