@@ -29,8 +29,8 @@ def check(
     loss: Any,
     other: Any = None,
     limit: Any = None,
-    degree: float | None = None,
-    rtol: float | None = None,
+    degree: float | int | None = None,
+    rtol: float | int | None = None,
 ) -> Laws:
     r"""Confronts a solution with every law that must hold along the gradient flow.
 

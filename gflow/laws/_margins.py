@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 
 from ..losses import AbstractTailedLoss
@@ -38,11 +39,10 @@ def alpha_beta(run: Run) -> Found:
     """
     need_degree(run)
     first = need_separation(run)
-    log_loss = run.saved("log_loss")
-    assert log_loss is not None
     loss, n = run.problem.loss, run.problem.num_examples
     assert isinstance(loss, AbstractTailedLoss)
-    alpha = np.array([float(loss.alpha(one, n)) for one in np.asarray(log_loss)])
+    reported = jax.vmap(lambda one: loss.alpha(one, n))(run.solution.log_loss)
+    alpha = np.asarray(reported, np.float64)[run.reached]
     rows = (alpha > 0) & (np.arange(len(run)) >= first)
     need(np.any(rows), "ℒ < ℓ(0) at no saved time")
     alpha, beta = alpha[rows], run.beta[rows]

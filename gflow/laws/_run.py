@@ -55,14 +55,14 @@ class Run:
 
     def __init__(
         self,
-        solution: Solution,
+        solution: Any,
         data: Any,
         loss: Any,
         *,
-        rtol: float | None,
-        degree: float | None,
+        rtol: float | int | None,
+        degree: float | int | None,
         limit: Any,
-        other: Solution | None,
+        other: Any,
     ):
         self.solution = solution
         self.problem, self._final = problem_of(solution, data, loss)
@@ -208,7 +208,7 @@ def _measured(problem: Problem, params: Params) -> Measured:
         at = problem.gradient(w)
         outputs, radial = jax.jvp(problem.outputs, (w,), (w,))
         alpha, beta = _alpha_beta(problem, at.log_loss, at.log_slope, outputs)
-        return Measured(
+        return dict(
             log_loss=at.log_loss,
             loss=at.loss,
             log_norm=log_norm(w),
@@ -223,7 +223,7 @@ def _measured(problem: Problem, params: Params) -> Measured:
             log_direction_norm=log_norm(at.direction),
         )
 
-    return jax.lax.map(look, (params, before))
+    return Measured(**jax.lax.map(look, (params, before)))
 
 
 def _alike(params: Params) -> list[Array]:

@@ -72,6 +72,8 @@ class Symmetries:
         """Whether the parameter arrays are layers that follow each other."""
         if isinstance(self.problem.model(self.params), Batched):
             return False
+        if any(w.ndim == 0 for w in jtu.tree_leaves(self.params)):
+            return False
         try:
             return len(layers(self.problem, self.params)) > 1
         except ValueError:
