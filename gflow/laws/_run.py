@@ -44,7 +44,6 @@ class Measured(eqx.Module):
     # NaN without an exponential tail.
     alpha: Float[Array, " times"]
     beta: Float[Array, " times"]
-    log_direction_norm: Float[Array, " times"]
 
 
 class Run:
@@ -220,7 +219,6 @@ def _measured(problem: Problem, params: Params) -> Measured:
             turned=angle(w, previous),
             alpha=alpha,
             beta=beta,
-            log_direction_norm=log_norm(at.direction),
         )
 
     return Measured(**jax.lax.map(look, (params, before)))

@@ -66,11 +66,19 @@ def _draw(ax: Axes, i: int, row: Any) -> None:
     ax.text(
         shown * 1.25,
         i,
-        "0" if ratio == 0 else "∞" if np.isinf(ratio) else f"{ratio:.2g}",
+        _shown(ratio),
         color=color,
         va="center",
         fontsize="small",
+        # Over the line at 1.
+        bbox={"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 0.5},
     )
+
+
+def _shown(ratio: float) -> str:
+    if np.isinf(ratio):
+        return "∞"
+    return f"{ratio:.0f}" if 10 <= ratio < _MOST else f"{ratio:.2g}"
 
 
 def _legend(ax: Axes, verdicts: set[str]) -> None:
