@@ -321,11 +321,15 @@ def main():
         (20, 4, 6, Logistic(), 2.0),
         (40, 5, 20, Logistic(), 1.0),
     ]
-    next_to_smooth(problems[:1] if quick else problems)
-    ensemble(8 if quick else 128)
-    random_networks(4 if quick else 25)
-    deeper()
-    late(1 if quick else 6)
+    for part in (
+        lambda: next_to_smooth(problems[:1] if quick else problems),
+        lambda: ensemble(8 if quick else 128),
+        lambda: random_networks(4 if quick else 25),
+        deeper,
+        lambda: late(1 if quick else 6),
+    ):
+        part()
+        jax.clear_caches()  # compiled programs fill the process's memory maps
 
 
 if __name__ == "__main__":
