@@ -141,7 +141,7 @@ class Frozen(eqx.Module):
         return largest * jnp.sqrt(jnp.mean((z / safe[None]) ** 2, axis=0))
 
     def gradient(
-        self, params: Params, branches: Bool[Array, "groups kinks"]
+        self, params: Params, branches: Shaped[Array, "groups kinks"]
     ) -> tuple[Gradient, Float[Array, "examples ..."]]:
         """-∇ℒ(W; s) in the log domain, and the loss's slope in the outputs."""
         outputs, pull_back = jax.vjp(lambda p: self._split(p, branches)[0], params)

@@ -5,25 +5,31 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 
+from ._branches import UnsupportedKink
 from ._check import Degree, checked_problem
 from ._flat import flatten, unflattener
+from ._frozen import frozen
 from ._pairs import tailed
 from ._problem import Problem
+from ._saved import has_time_axis
 from ._solution import Solution
 from ._times import is_concrete
 from ._types import Params
 from .limits._evidence import distances, fit_rate, saved_directions
 from .limits._flat import Flat
 from .limits._judge import Judge
+from .limits._newton import Point
+from .limits._patterns import pattern_at, search_patterns
+from .limits._pinned import Pinned
 from .limits._result import CERTIFICATE as CERTIFICATE
 from .limits._result import SECOND_ORDER as SECOND_ORDER
 from .limits._result import Evidence as Evidence
 from .limits._result import Limit as Limit
 from .limits._result import code_of
 from .limits._search import search
-from .nn import trainable
 
 
 # Up to this many parameters the KKT matrix is formed and factorised.
@@ -60,6 +66,15 @@ def limit(
     and then judged: is it a KKT point, to rounding; is it a local maximum of the
     margin; and does this flow approach it.
 
+    With kinks (ReLU) θ̄ may lie on some of them, $z_k(\bar\theta)=0$, along which the
+    flow slides; ∇p_m is then an element of Clarke's subdifferential, by a share
+    $s_k\in[0,1]$ of the upper branch of each. These equations and their multipliers
+    join the system, and θ̄ is a local maximum only if the margin is concave across these
+    kinks. The search begins with the pinned kinks of the solution or, of a model on its
+    own, those at zero. Shares in [0, 1] are Clarke's subdifferential, except for kinks
+    in series (one feeds another) and where normals depend on each other (a rank
+    condition): then `kinks_exact` is false, and the limit is not certified.
+
     **Arguments:**
 
     - `solution_or_model`: a [`gflow.Solution`][] (its `final` is where the search
@@ -67,6 +82,7 @@ def limit(
         a model alone, whether its flow goes to this limit is not asked.
     - `data`, `loss`: as for [`gflow.integrate`][].
     - `filter_spec`: which leaves are the parameters, as in [`gflow.integrate`][].
+        Default, of a solution: those that it trained.
     - `tol`: what `kkt_residual` must reach. Default the 2/3 power of the spacing of
         floats: 3.7e-11 in float64, 2.4e-5 in float32.
     - `method`: of the linear algebra: `"dense"` forms matrices of P × P, `"krylov"`
@@ -115,6 +131,8 @@ def limit(
     solution = solution_or_model if isinstance(solution_or_model, Solution) else None
     model = solution_or_model if solution is None else solution.final
     _check_concrete(solution_or_model, data, solution)
+    if solution is not None and filter_spec is None:
+        filter_spec = _trained(solution)
     problem, params = checked_problem(model, data, loss, filter_spec)
     degree = _degree(problem, params)
     w = _vector(params)
@@ -134,13 +152,10 @@ def limit(
     tolerance = flat.eps ** (2 / 3) if tol is None else float(tol)
     dense = method == "dense" or (method == "auto" and flat.size <= _DENSE)
     floor = max(smoothed / unit, 0.0) * (1 - 1e3 * flat.eps)
-    judge = Judge(flat, w, tolerance, dense)
-    point, _ = search(
-        flat, w, tolerance=tolerance, floor=floor, dense=dense, accept=judge.accept
-    )
+    judge, point = _searched(problem, flat, w, solution, tolerance, floor, dense)
     verdict = judge.judge(point)
     evidence = _evidence(solution, w, verdict, filter_spec, smoothed, degree, flat.eps)
-    reason = verdict.reason(flat, tolerance, floor)
+    reason = verdict.reason(judge.flat, tolerance, floor)
     if reason is CERTIFICATE.certified and solution is not None:
         reason = _approached(evidence)
     at = verdict.kkt
@@ -153,6 +168,9 @@ def limit(
         return jnp.asarray(x, jnp.int32)
 
     theta = unflattener(params)(jnp.asarray(at.theta, dtype))
+    kinks, on = verdict.kinks, judge.flat
+    pins = on.pattern.pins if isinstance(on, Pinned) else np.zeros(0, int)
+    shares = np.full(len(pins), np.nan) if kinks is None else kinks.shares
     return Limit(
         direction=eqx.combine(theta, problem.static),
         degree=scalar(degree),
@@ -167,6 +185,12 @@ def limit(
         growing_modes=integer(verdict.growing_modes),
         second_order_code=code_of(verdict.second_order),
         reason_code=code_of(reason),
+        kinks=integer(pins),
+        kink_multipliers=scalar(shares),
+        kink_slack=scalar(math.inf if kinks is None else kinks.slack),
+        kink_room=scalar(math.inf if kinks is None else kinks.room),
+        vanishing_kinks=integer(0 if kinks is None else kinks.num_vanishing),
+        kinks_exact=jnp.asarray(kinks is None or kinks.exact),
         evidence=evidence,
         tolerance=scalar(tolerance),
         support_tolerance=scalar(judge.support_tolerance),
@@ -185,6 +209,39 @@ def _check_concrete(given: Any, data: Any, solution: Solution | None) -> None:
             f"the solution has {solution.log_t.ndim - 1} leading axes (it came out of "
             "vmap); pass one lane at a time, jax.tree.map(lambda a: a[0], solution)."
         )
+    if solution is not None and isinstance(solution.final, dict):
+        raise ValueError(
+            "the solution was loaded without its model; use gflow.load(path, model)."
+        )
+
+
+def _searched(
+    problem: Problem,
+    flat: Flat,
+    w: np.ndarray,
+    solution: Solution | None,
+    tolerance: float,
+    floor: float,
+    dense: bool,
+) -> tuple[Judge, Point]:
+    """The search's last point and its judge, on a pattern of kinks if there are any."""
+    like = flat.like
+    options = {"tolerance": tolerance, "floor": floor, "dense": dense}
+    try:
+        found = frozen(problem, like)
+    except UnsupportedKink:
+        found = None
+    if found is None:
+        judge = Judge(flat, w, tolerance, dense)
+        return judge, search(flat, w, **options, accept=judge.accept)[0]
+    pins = None
+    if solution is not None and solution.inclusion is not None:
+        # Of the last saved time, if that is where the solve ended.
+        if float(solution.log_t[-1]) == float(solution.log_t_final):
+            pins = solution.inclusion.pins[-1]
+    pattern = pattern_at(found, like, w, pins)
+    on = Pinned(found, like, flat.degree, flat.unit, pattern, w)
+    return search_patterns(on, w, **options)
 
 
 def _degree(problem: Problem, params: Params) -> float:
@@ -221,7 +278,7 @@ def _evidence(solution, w, verdict, filter_spec, smoothed, degree, eps) -> Evide
     if solution is not None:
         log_t = np.asarray(solution.log_t, np.float64)
         late = np.isfinite(log_t) & (log_t > 0)
-        params = _parameters(solution.models, filter_spec, solution.final)
+        params = eqx.partition(solution.models, filter_spec)[0]
         rows = saved_directions(params)[late]
         log_t = log_t[late]
         distance = distances(rows, theta)
@@ -239,10 +296,11 @@ def _evidence(solution, w, verdict, filter_spec, smoothed, degree, eps) -> Evide
     )
 
 
-def _parameters(models: Any, filter_spec: Any, final: Any) -> Any:
-    if filter_spec is None:
-        filter_spec = trainable(final)
-    return eqx.partition(models, filter_spec)[0]
+def _trained(solution: Solution) -> Any:
+    # Frozen NumPy arrays come out of a solve as JAX arrays: what was trained is known
+    # by its axis of times.
+    flags = has_time_axis(solution.models, solution.final)
+    return jtu.tree_unflatten(jtu.tree_structure(solution.final), flags)
 
 
 def _vector(params: Params) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from .._flat import flatten_rows, unflattener
 from .._pairs import curvature, pair_margins, rows
-from .._problem import Problem, dtype_of
+from .._problem import AbstractProblem, dtype_of
 from .._types import Params
 
 
@@ -42,7 +42,9 @@ def _products(problem, like, w, weights, index, vectors):
 class Flat:
     """The pair margins p_m(w)/unit as functions of a flat vector w."""
 
-    def __init__(self, problem: Problem, like: Params, degree: float, unit: float):
+    def __init__(
+        self, problem: AbstractProblem, like: Params, degree: float, unit: float
+    ):
         self.problem = problem
         self.like = like
         self.degree = degree
@@ -50,58 +52,62 @@ class Flat:
         self.dtype = dtype_of(like)
         self.eps = float(jnp.finfo(self.dtype).eps)
         self.size = sum(leaf.size for leaf in jtu.tree_leaves(like))
+        # Numbers of constraints c(w) = 1 that are no margins: they follow the pairs'.
+        self.pins = np.zeros(0, int)
 
-    def _cast(self, x: np.ndarray) -> Array:
+    def cast(self, x: np.ndarray) -> Array:
         return jnp.asarray(x, self.dtype)
 
     def margins(self, w: np.ndarray) -> np.ndarray:
         """(M,) every margin, over the unit."""
-        out = _margins(self.problem, self.like, self._cast(w))
+        out = _margins(self.problem, self.like, self.cast(w))
         return np.asarray(out, np.float64) / self.unit
+
+    def constraints(self, w: np.ndarray) -> np.ndarray:
+        """Every function that is 1 if it is active: the margins, then the pins."""
+        return self.margins(w)
 
     def rows(self, w: np.ndarray, index: np.ndarray) -> np.ndarray:
         """(m, P) gradients of the given margins, over the unit."""
-        out = _rows(self.problem, self.like, self._cast(w), _padded(index))
+        out = _rows(self.problem, self.like, self.cast(w), padded(index))
         return np.asarray(out, np.float64)[: len(index)] / self.unit
 
     def curvature(self, w: np.ndarray, weights: np.ndarray, index: np.ndarray):
         r"""The product (k, P) ↦ (k, P) with $\sum_m \lambda_m \nabla^2 p_m(w)$."""
         index = np.asarray(index)
-        padded = _padded(index)
-        scaled = np.zeros(padded.shape[0])
+        chosen = padded(index)
+        scaled = np.zeros(chosen.shape[0])
         scaled[: len(index)] = weights / self.unit
-        args = (
-            self.problem,
-            self.like,
-            self._cast(w),
-            self._cast(scaled),
-            padded,
-        )
+        args = (self.problem, self.like, self.cast(w), self.cast(scaled), chosen)
+        return self.in_parts(lambda vectors: _products(*args, vectors))
+
+    def in_parts(self, products):
+        """Of as many vectors as one likes, a few at a time."""
 
         def product(vectors: np.ndarray) -> np.ndarray:
             out = []
             for k in range(0, len(vectors), _AT_ONCE):
                 part = vectors[k : k + _AT_ONCE]
-                full = np.zeros((_length(len(part)), vectors.shape[1]))
+                full = np.zeros((length(len(part)), vectors.shape[1]))
                 full[: len(part)] = part
-                some = np.asarray(_products(*args, self._cast(full)), np.float64)
+                some = np.asarray(products(self.cast(full)), np.float64)
                 out.append(some[: len(part)])
             return np.concatenate(out)
 
         return product
 
 
-def _length(number: int) -> int:
-    # 1, 8, 32, 128, ...: few lengths, so that few are compiled.
-    length = 1 if number == 1 else 8
-    while length < number:
-        length *= 4
-    return length
+def length(number: int) -> int:
+    """1, 8, 32, 128, ...: few lengths, so that few are compiled."""
+    least = 1 if number == 1 else 8
+    while least < number:
+        least *= 4
+    return least
 
 
-def _padded(index: np.ndarray) -> Array:
-    # To such a length by repeating the first.
+def padded(index: np.ndarray) -> Array:
+    """To such a length by repeating the first."""
     index = np.asarray(index, np.int32)
-    out = np.full(max(8, _length(len(index))), index[0], np.int32)
+    out = np.full(max(8, length(len(index))), index[0], np.int32)
     out[: len(index)] = index
     return jnp.asarray(out)

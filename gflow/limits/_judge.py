@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._flat import Flat
+from ._kinks import Kinks, kinks_at
 from ._kkt import Kkt, kkt
 from ._newton import Point
+from ._pinned import Pinned
 from ._result import CERTIFICATE, SECOND_ORDER
 from ._second_order import (
     curvature_on,
@@ -28,6 +30,8 @@ class Verdict(NamedTuple):
     growing_modes: int
     growing: np.ndarray
     kink: bool
+    # The conditions on kinks, where these are known.
+    kinks: Kinks | None = None
 
     def reason(self, flat: Flat, tolerance: float, floor: float) -> Any:
         """The first condition that fails, of those that need no flow."""
@@ -35,6 +39,8 @@ class Verdict(NamedTuple):
             return CERTIFICATE.not_kkt
         if self.kink:
             return CERTIFICATE.kink
+        if self.kinks is not None and not self.kinks.exact:
+            return CERTIFICATE.inexact
         if not self.kkt.margin >= floor:
             return CERTIFICATE.below_flow
         failed = (
@@ -44,6 +50,9 @@ class Verdict(NamedTuple):
         )
         for kind, reason in failed:
             if self.second_order is kind:
+                vanishing = self.kinks is not None and self.kinks.num_vanishing > 0
+                if kind is SECOND_ORDER.not_smooth and vanishing:
+                    return CERTIFICATE.vanishing
                 return reason
         return CERTIFICATE.certified
 
@@ -68,6 +77,8 @@ class Judge:
         along the growing directions, because of a symmetry.
         """
         verdict = self.judge(point)
+        if verdict.kinks is not None and not verdict.kinks.fit:
+            return True  # the search goes on elsewhere
         if not verdict.kkt.residual <= self.tolerance:
             return False
         if verdict.second_order is not SECOND_ORDER.saddle:
@@ -93,9 +104,13 @@ class Judge:
         loose = min(10 * point.residual, 1e-2) if point.residual > self.tolerance else 0
         at = kkt(flat, point.w, max(self.support_tolerance, loose))
         none = np.zeros((flat.size, 0))
+        kinks = None
+        if isinstance(flat, Pinned):
+            kinks = kinks_at(flat, at)
+            at = at._replace(residual=max(at.residual, kinks.residual))
         if not at.residual <= max(1e3 * self.tolerance, 1e-6):
             return Verdict(
-                at, SECOND_ORDER.undecided, np.nan, np.nan, -1, -1, none, False
+                at, SECOND_ORDER.undecided, np.nan, np.nan, -1, -1, none, False, kinks
             )
         support = np.flatnonzero(at.support)
         q = at.multipliers[support]
@@ -103,6 +118,8 @@ class Judge:
         # In the scale p = 1, where w = Σλ∇p.
         w = at.theta / at.margin ** (1 / flat.degree)
         weights = at.multipliers[strict] * (w @ w) / flat.degree
+        strict, support = (np.append(some, flat.pins) for some in (strict, support))
+        weights = np.append(weights, _forces(flat, w, weights, strict))
         point = Point(w, weights, strict, at.residual)
         on_strict = curvature_on(flat, point, strict, dense=self.dense)
         kink, jump = jumps(flat, point)
@@ -122,6 +139,7 @@ class Judge:
         elif zero.shape[1] > 0:
             same = is_manifold(flat, point, zero, dense=self.dense)
             kind = SECOND_ORDER.flat if same else SECOND_ORDER.undecided
+        kind = _with_kinks(kind, kinks, tol)
         if kind is SECOND_ORDER.strict and on_strict.error > max(tol, -top / 2):
             kind = SECOND_ORDER.undecided
         return Verdict(
@@ -133,4 +151,27 @@ class Judge:
             growing.shape[1],
             growing,
             kink,
+            kinks,
         )
+
+
+def _forces(flat: Flat, w, weights, index) -> np.ndarray:
+    """The multipliers of the pins, by least squares, where w = Σλ∇p + Σν∇z."""
+    if len(flat.pins) == 0:
+        return np.zeros(0)
+    rows = flat.rows(w, index)
+    margins, pins = rows[: len(weights)], rows[len(weights) :]
+    return np.linalg.lstsq(pins.T, w - margins.T @ weights, rcond=None)[0]
+
+
+def _with_kinks(kind: Any, kinks: Kinks | None, tolerance: float) -> Any:
+    """What the second-order condition on the pinned kinks' surface says off it."""
+    if kinks is None or kind in (SECOND_ORDER.saddle, SECOND_ORDER.undecided):
+        return kind
+    if not kinks.stable:
+        return SECOND_ORDER.saddle
+    # As a multiplier of zero, a share of 0 or 1 leaves it open, and so does another
+    # kink at zero.
+    if kinks.slack <= tolerance or kinks.room <= tolerance:
+        return SECOND_ORDER.undecided
+    return SECOND_ORDER.not_smooth if kinks.num_vanishing > 0 else kind

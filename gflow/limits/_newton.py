@@ -31,7 +31,7 @@ _RESTORATIONS = 4
 
 
 class Point(NamedTuple):
-    """Weights w with multipliers on a working set of pairs."""
+    """Weights w with multipliers on a working set of pairs, and on all pins."""
 
     w: np.ndarray
     weights: np.ndarray
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 def residual_of(flat: Flat, w, weights, index):
     """The two parts of the equations, the rows J, and their relative size."""
-    p = flat.margins(w)
+    p = flat.constraints(w)
     j = flat.rows(w, index)
     r1 = w - j.T @ weights
     r2 = 1.0 - p[index]
@@ -98,7 +98,7 @@ def _restored(flat: Flat, w: np.ndarray, index: np.ndarray):
     # w moved onto {p_m = 1, m in S}, with multipliers of least squares.
     tangent = None
     for _ in range(_RESTORATIONS):
-        p = flat.margins(w)[index]
+        p = flat.constraints(w)[index]
         j = flat.rows(w, index)
         if not (np.all(np.isfinite(p)) and np.all(np.isfinite(j))):
             return w, w, w, w, j, np.inf

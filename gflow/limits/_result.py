@@ -16,8 +16,8 @@ class CERTIFICATE(eqx.Enumeration):
     certified = "Certified."
     not_kkt = (
         "The direction is not a KKT point of the margin to the tolerance: see "
-        "kkt_residual. Start from a later time; with kinks at the limit (ReLU) there "
-        "may be no smooth KKT point near."
+        "kkt_residual. Start from a later time: a flow that is far from its limit may "
+        "still cross kinks and lose support vectors in ways that the search does not."
     )
     kink = (
         "The margins are not differentiable at the direction found, so a residual of "
@@ -54,6 +54,17 @@ class CERTIFICATE(eqx.Enumeration):
         "A KKT point, but by the curvature there the flow approaches it only like "
         "(log t)^-r with r < 0.05 (see predicted_rate), which no saved time can show: "
         "in a wide network, neurons that die this slowly may die or stay."
+    )
+    inexact = (
+        "The direction satisfies the KKT conditions with multipliers of kinks in "
+        "[0, 1], but these may be more than Clarke's subdifferential allows: pinned "
+        "kinks are in series, or the rank condition on their normals fails."
+    )
+    vanishing = (
+        "A KKT point, and no direction of growth on the branches by which the flow "
+        "comes to it; but some neurons are zero there (dead ones, which get no "
+        "gradient while the others grow, or ones that die), with all of their kinks at "
+        "zero. On other branches of these the second-order condition is undecided."
     )
 
 
@@ -122,6 +133,8 @@ class Limit(eqx.Module):
     - `rank`: of the gradients on the support.
     - `kkt_residual`: $\max(\|\bar\theta-\sum q\nabla p/(L\gamma)\|,
         \sum q_m(p_m-\gamma)/\gamma)$; q ≥ 0 holds exactly.
+        With kinks, ∇p at shares cut to [0, 1], and the largest too of the pinned |z|
+        over their size and of how far any other kink is on the wrong side.
     - `slack`: $\min(p_m-\gamma)/\gamma$ off the support; inf if all are on it.
     - `curvature`: the largest eigenvalue of H_λ - I on the directions tangent to the
         support with positive multipliers, H_λ = Σλ∇²p where θ̄ = Σλ∇p: negative at a
@@ -130,6 +143,19 @@ class Limit(eqx.Module):
     - `zero_modes`: the number of zero eigenvalues; -1 if not counted (Krylov).
     - `growing_modes`: the number of positive ones.
     - `second_order_code`, `reason_code`: `second_order` and `reason` as numbers.
+    - `kinks`: (K,) the pinned kinks, on which θ̄ lies, numbered as in
+        [`gflow.Inclusion`][]; empty for a smooth network.
+    - `kink_multipliers`: (K,) their shares s of the upper branches, with which
+        $\nabla p_m$ is $\nabla p_m(\bar\theta; s)$; NaN where none is felt, at neurons
+        that are zero. In [0, 1] at a KKT point; as least squares gives them elsewhere.
+    - `kink_slack`: $\min_k(s_k, 1-s_k)$; inf without pinned kinks.
+    - `kink_room`: the least |z| of the other kinks, each over its size (the root mean
+        square of z under changes of sign of the weights); inf if there are none.
+    - `vanishing_kinks`: the number of kinks whose size is zero, without a force that
+        pins them: those of neurons that are zero at the limit.
+    - `kinks_exact`: whether multipliers in [0, 1] are those of Clarke's
+        subdifferential: no pinned kinks in series, and rank [N₊ N₋] = rank N₊ + rank N₋
+        of their normals, by the sign of the jump.
     - `evidence`: an `Evidence`.
     - `tolerance`, `support_tolerance`: what was asked of `kkt_residual`, and what
         counts as on the support.
@@ -148,6 +174,12 @@ class Limit(eqx.Module):
     growing_modes: IntScalar
     second_order_code: IntScalar
     reason_code: IntScalar
+    kinks: Int[Array, " pinned"]
+    kink_multipliers: Float[Array, " pinned"]
+    kink_slack: Scalar
+    kink_room: Scalar
+    vanishing_kinks: IntScalar
+    kinks_exact: BoolScalar
     evidence: Evidence
     tolerance: Scalar
     support_tolerance: Scalar

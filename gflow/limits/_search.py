@@ -72,7 +72,8 @@ def search(
         break
     if best is None:
         index = np.array([int(np.argmin(flat.margins(w)))])
-        best = Point(w, np.ones(1) * (w @ w) / flat.degree, index, np.inf)
+        weights = np.append((w @ w) / flat.degree, np.zeros(len(flat.pins)))
+        best = Point(w, weights, np.append(index, flat.pins), np.inf)
     return best, False
 
 
@@ -92,12 +93,23 @@ def _linearised(flat: Flat, w: np.ndarray):
     near = near[p[near] <= _NEAR]
     rows = flat.rows(w, near)
     # p(v) ≈ p + J(v - w) with Jw = Lp (Euler).
-    solution = least_norm(rows, 1.0 + (flat.degree - 1.0) * p[near])
+    bound = 1.0 + (flat.degree - 1.0) * p[near]
+    pins = flat.pins
+    if len(pins):
+        # Equations: inequalities both ways.
+        normals = flat.rows(w, pins)
+        level = normals @ w + 1.0 - flat.constraints(w)[pins]
+        rows = np.concatenate([rows, normals, -normals])
+        bound = np.concatenate([bound, level, -level])
+    solution = least_norm(rows, bound)
     if solution is None:
         return None
     target, weights = solution
+    forces = weights[len(near) : len(near) + len(pins)]
+    forces = forces - weights[len(near) + len(pins) :]
+    weights = weights[: len(near)]
     used = weights > 0
-    return target, weights[used], near[used]
+    return target, np.append(weights[used], forces), np.append(near[used], pins)
 
 
 def _ascend(flat: Flat, w: np.ndarray, target: np.ndarray) -> np.ndarray | None:
@@ -123,21 +135,25 @@ def _newton_on_supports(flat, w, weights, index, tolerance, dense):
     tried = set()
     point = None
     for _ in range(_CHANGES):
-        if len(index) == 0 or tuple(sorted(index.tolist())) in tried:
+        if len(index) == len(flat.pins) or tuple(sorted(index.tolist())) in tried:
             break
         tried.add(tuple(sorted(index.tolist())))
         point = newton(flat, w, weights, index, dense=dense)
         if point.residual > max(1e3 * tolerance, 1e-6):
             return point
         p = flat.margins(point.w)
-        negative = point.weights < -tolerance * np.max(np.abs(point.weights))
-        p[point.index] = np.inf
+        # The multipliers of pins have either sign.
+        weights = np.where(point.index < len(p), point.weights, 0)
+        negative = weights < -tolerance * np.max(np.abs(weights))
+        p[point.index[point.index < len(p)]] = np.inf
         violated = int(np.argmin(p))
         if not np.any(negative) and p[violated] >= 1 - 10 * tolerance:
             return point
         if np.any(negative):
-            worst = point.index != point.index[int(np.argmin(point.weights))]
-            index, weights = point.index[worst], np.maximum(point.weights[worst], 0)
+            kept = point.index != point.index[int(np.argmin(weights))]
+            index = point.index[kept]
+            weights = np.where(index < len(p), np.maximum(weights[kept], 0), 0)
+            weights = np.where(index < len(p), weights, point.weights[kept])
         else:
             index = np.append(point.index, violated)
             weights = np.append(point.weights, 0.0)
