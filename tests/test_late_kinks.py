@@ -9,9 +9,11 @@ import pytest
 import gflow
 from gflow.losses import Logistic
 
+from .test_limit_kinks import residual
+
 
 SEEDS = (0, 1, 2)
-LATE = np.array([1.0, 10.0, 30.0, 1e3, 1e6])
+LATE = np.array([1.0, 10.0, 30.0, 1e3, 1e4, 1e5, 3e5, 1e6])
 
 
 class TwoLayer(eqx.Module):
@@ -137,3 +139,21 @@ def test_events_are_logged_in_order_over_all_parts(late):
         assert np.all(np.asarray(late.inclusion.kink[lane][:number]) >= 0)
         assert np.all(np.asarray(late.inclusion.kink[lane][number:]) == -1)
         assert np.max(log_t[:number]) > float(late.parts[0].log_t_final[lane])
+
+
+@pytest.mark.parametrize("lane", [1, 2])
+def test_limit(late, lane):
+    """A KKT point on several kinks, to rounding; of lane 2 it is the flow's limit."""
+    _, (x, y) = problem(SEEDS[lane])
+    sol = jax.tree.map(lambda leaf: leaf[lane], late)
+    found = gflow.limit(sol, (x, y), Logistic())
+    assert float(found.kkt_residual) < 1e-10
+    assert residual(found, np.asarray(x), np.asarray(y), trained=True) < 1e-10
+    assert found.kinks.size > 3 and bool(found.kinks_exact)
+    assert 0 < float(found.kink_slack) < 0.5
+    if lane == 2:
+        # Along a manifold of equal margin: neurons with the same direction.
+        assert bool(found.certified), found.reason
+        assert int(found.zero_modes) == 2 and float(found.evidence.distance[-1]) < 0.01
+        pins = np.asarray(sol.inclusion.pins[-1])
+        np.testing.assert_array_equal(found.kinks, np.sort(pins[pins >= 0]))
