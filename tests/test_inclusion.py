@@ -12,6 +12,8 @@ import gflow
 from gflow._inclusion import _split
 from gflow.losses import Logistic, Square
 
+from .test_save import assert_same
+
 
 RTOL = 1e-8
 
@@ -120,6 +122,28 @@ def test_closed_forms():
     assert np.max(np.abs(sol.energy_defect)) < 1e-7
     assert sol.stats["num_steps"] < 100
     assert int(sol.inclusion.num_ambiguous) == 0
+
+
+def test_resuming_while_it_slides(tmp_path):
+    """From a file, on a kink: bit for bit what the whole solve does."""
+
+    def flow(**options):
+        start = jnp.array([0.3, -0.5])
+        return solve(slide_and_leave, start, 3.0, throw=False, **options)
+
+    whole, part = flow(), flow(max_steps=8)
+    assert int(part.inclusion.num_events) == 1 and int(whole.inclusion.num_events) == 2
+    assert float(part.resume.position.state.pins[0]) == 0  # the kink's number
+    part.save(tmp_path / "part")
+    loaded = gflow.load(tmp_path / "part", part.final)
+    assert_same(part, loaded)
+    rest = flow(resume=loaded)
+    for name in ("models", "final", "log_loss", "energy_defect", "inclusion"):
+        assert_same(getattr(whole, name), getattr(rest, name))
+
+    # But for what it cost, which is counted from where each solve began.
+    ends = (sol.resume.position.state for sol in (whole, rest))
+    assert_same(*(eqx.tree_at(lambda end: end.work, end, None) for end in ends))
 
 
 def test_a_branching_start():
