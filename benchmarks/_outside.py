@@ -1,0 +1,113 @@
+"""Integrators from outside of JAX, driven by a compiled gradient: CVODE and SciPy's.
+
+Gradients are counted where they are evaluated, so that rejected steps, Newton
+iterations and difference quotients are all in the count. A Jacobian-vector product
+counts two.
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.flatten_util
+import numpy as np
+from _problems import Flow
+
+
+try:
+    import sksundae
+except ImportError:
+    sksundae = None
+
+
+MISSING = (
+    "CVODE needs scikit-sundae: python -m pip install scikit-sundae (or the extra "
+    "gflow[bench]); without it, leave CVODE out of --solvers"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a solve cost and where it went; `path` is (times, weights), or None."""
+
+    gradients: int
+    seconds: float
+    path: np.ndarray | None
+    note: str = ""
+
+
+class TooMany(Exception):
+    """The solve has used up its gradients."""
+
+
+class Counter:
+    """The compiled field of a flow on NumPy vectors, with an account of its use."""
+
+    def __init__(self, flow: Flow, most: int):
+        velocity = flow.velocity()
+        self._field = jax.jit(velocity)
+        self._product = jax.jit(lambda w, v: jax.jvp(velocity, (w,), (v,))[1])
+        self._most = most
+        self.spent = 0
+        self.field(flow.start), self.product(flow.start, flow.start)  # compile
+        self.spent = 0
+
+    def _bill(self, gradients):
+        self.spent += gradients
+        if self.spent > self._most:
+            raise TooMany
+
+    def field(self, w):
+        self._bill(1)
+        return np.asarray(self._field(w))
+
+    def product(self, w, v):
+        self._bill(2)
+        return np.asarray(self._product(w, v))
+
+
+def floor(flow: Flow, rtol: float) -> float:
+    """The absolute tolerance: `rtol` of the initial weights' root mean square."""
+    return rtol * float(np.sqrt(np.mean(flow.start**2)))
+
+
+def cvode(flow: Flow, rtol: float, most: int, *, exact=True, krylov=20) -> Run:
+    """SUNDIALS CVODE: BDF of order 1 to 5 with GMRES.
+
+    `exact`: Jacobian-vector products by `jax.jvp`, each two gradients, or SUNDIALS's
+    difference quotients, each one.
+    """
+    if sksundae is None:
+        raise SystemExit(MISSING)
+    counter = Counter(flow, most)
+    failed: list[BaseException] = []
+
+    def guarded(function, out, *arguments):
+        try:
+            out[:] = function(*arguments)
+        except Exception as error:  # SUNDIALS calls back through C
+            failed.append(error)
+            out[:] = np.nan
+
+    options = {}
+    if exact:
+        options["jactimes"] = sksundae.cvode.CVODEJacTimes(
+            None, lambda t, y, yp, v, jv: guarded(counter.product, jv, y, v)
+        )
+    solver = sksundae.cvode.CVODE(
+        lambda t, y, yp: guarded(counter.field, yp, y),
+        method="BDF",
+        rtol=rtol,
+        atol=floor(flow, rtol),
+        linsolver="gmres",
+        krylov_dim=krylov,
+        max_num_steps=10**7,
+        **options,
+    )
+    start = time.perf_counter()
+    solution = solver.solve(np.concatenate([[0.0], flow.times]), flow.start.copy())
+    seconds = time.perf_counter() - start
+    if failed or not solution.success or len(solution.t) != len(flow.times) + 1:
+        note = "more gradients than allowed" if failed else str(solution.message)
+        return Run(counter.spent, seconds, None, note)
+    return Run(counter.spent, seconds, np.array(solution.y[1:]))
