@@ -11,6 +11,7 @@ import time
 import jax
 import jax.flatten_util
 import numpy as np
+import scipy.integrate
 from _problems import Flow
 
 
@@ -24,6 +25,9 @@ MISSING = (
     "CVODE needs scikit-sundae: python -m pip install scikit-sundae (or the extra "
     "gflow[bench]); without it, leave CVODE out of --solvers"
 )
+TOO_MANY = "more gradients than allowed"
+DENSE = "its Jacobian is dense"
+MOST_DENSE = 2000  # weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,56 @@ def cvode(flow: Flow, rtol: float, most: int, *, exact=True, krylov=20) -> Run:
     solution = solver.solve(np.concatenate([[0.0], flow.times]), flow.start.copy())
     seconds = time.perf_counter() - start
     if failed or not solution.success or len(solution.t) != len(flow.times) + 1:
-        note = "more gradients than allowed" if failed else str(solution.message)
+        note = TOO_MANY if failed else str(solution.message)
         return Run(counter.spent, seconds, None, note)
     return Run(counter.spent, seconds, np.array(solution.y[1:]))
+
+
+def scipy_method(method: str):
+    """One of SciPy's implicit methods, Jacobians dense and by difference quotients."""
+
+    def run(flow: Flow, rtol: float, most: int) -> Run:
+        if flow.size > MOST_DENSE:
+            return Run(0, 0.0, None, DENSE)
+        counter = Counter(flow, most)
+        start = time.perf_counter()
+        try:
+            solution = scipy.integrate.solve_ivp(
+                lambda t, y: counter.field(y),
+                (0.0, flow.end),
+                flow.start,
+                method=method,
+                t_eval=flow.times,
+                rtol=rtol,
+                atol=floor(flow, rtol),
+            )
+        except TooMany:
+            return Run(counter.spent, time.perf_counter() - start, None, TOO_MANY)
+        seconds = time.perf_counter() - start
+        if not solution.success or len(solution.t) != len(flow.times):
+            return Run(counter.spent, seconds, None, str(solution.message))
+        return Run(counter.spent, seconds, solution.y.T.copy())
+
+    return run
+
+
+def call_overhead(flow: Flow, count: int = 200) -> tuple[float, float]:
+    """Seconds per gradient called from NumPy, and in one compiled loop."""
+    counter = Counter(flow, 10**9)
+    velocity = flow.velocity()
+
+    @jax.jit
+    def loop(w, scale):
+        return jax.lax.fori_loop(0, count, lambda _, w: w + scale * velocity(w), w)
+
+    jax.block_until_ready(loop(flow.start, 1e-9))
+    times: list[list[float]] = [[], []]
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(count):
+            counter.field(flow.start)
+        middle = time.perf_counter()
+        jax.block_until_ready(loop(flow.start, 1e-9))
+        times[0].append((middle - start) / count)
+        times[1].append((time.perf_counter() - middle) / count)
+    return float(np.median(times[0])), float(np.median(times[1]))
