@@ -75,11 +75,13 @@ def floor(flow: Flow, rtol: float) -> float:
     return rtol * float(np.sqrt(np.mean(flow.start**2)))
 
 
-def cvode(flow: Flow, rtol: float, most: int, *, exact=True, krylov=20) -> Run:
+def cvode(
+    flow: Flow, rtol: float, most: int, *, exact=True, krylov=20, atol=None
+) -> Run:
     """SUNDIALS CVODE: BDF of order 1 to 5 with GMRES.
 
     `exact`: Jacobian-vector products by `jax.jvp`, each two gradients, or SUNDIALS's
-    difference quotients, each one.
+    difference quotients, each one. `atol`: None for `floor`.
     """
     if sksundae is None:
         raise SystemExit(MISSING)
@@ -102,7 +104,7 @@ def cvode(flow: Flow, rtol: float, most: int, *, exact=True, krylov=20) -> Run:
         lambda t, y, yp: guarded(counter.field, yp, y),
         method="BDF",
         rtol=rtol,
-        atol=floor(flow, rtol),
+        atol=floor(flow, rtol) if atol is None else atol,
         linsolver="gmres",
         krylov_dim=krylov,
         max_num_steps=10**7,
@@ -117,8 +119,8 @@ def cvode(flow: Flow, rtol: float, most: int, *, exact=True, krylov=20) -> Run:
     return Run(counter.spent, seconds, np.array(solution.y[1:]))
 
 
-def scipy_method(method: str):
-    """One of SciPy's implicit methods, Jacobians dense and by difference quotients."""
+def scipy_method(method: str, atol: float | None = None):
+    """One of SciPy's methods, Jacobians dense and by difference quotients."""
 
     def run(flow: Flow, rtol: float, most: int) -> Run:
         if flow.size > MOST_DENSE:
@@ -133,7 +135,7 @@ def scipy_method(method: str):
                 method=method,
                 t_eval=flow.times,
                 rtol=rtol,
-                atol=floor(flow, rtol),
+                atol=floor(flow, rtol) if atol is None else atol,
             )
         except TooMany:
             return Run(counter.spent, time.perf_counter() - start, None, TOO_MANY)

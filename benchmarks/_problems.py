@@ -196,13 +196,17 @@ class Diagonal(eqx.Module):
         return (self.u * self.u - self.v * self.v) @ x
 
 
-def diagonal(end=1e3, d=40, n=15, sparsity=3, start=1e-60):
-    """From `start` the flow goes to the interpolator of least ℓ¹-norm."""
+def diagonal(end=1e3, d=40, n=15, sparse=True, start=1e-60):
+    """From `start` the flow goes to the interpolator of least ℓ¹-norm.
+
+    `sparse`: targets of a w with three entries, or random ones, which take n.
+    """
     draw = np.random.default_rng(0)
     x = draw.normal(size=(n, d)) / np.sqrt(n)
-    sparse = np.zeros(d)
-    sparse[:sparsity] = [1.0, -0.7, 0.4]
-    x, y = jnp.asarray(x), jnp.asarray(x @ sparse)
+    truth = np.zeros(d)
+    truth[:3] = [1.0, -0.7, 0.4]
+    y = x @ truth if sparse else draw.normal(size=n)
+    x, y = jnp.asarray(x), jnp.asarray(y)
     model = Diagonal(jnp.full(d, start), jnp.full(d, start))
 
     def potential(m):
