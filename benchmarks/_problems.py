@@ -196,12 +196,12 @@ class Diagonal(eqx.Module):
         return (self.u * self.u - self.v * self.v) @ x
 
 
-def diagonal(end=1e3, d=40, n=15, sparse=True, start=1e-60):
+def diagonal(end=1e3, d=40, n=15, sparse=True, seed=0, start=1e-60):
     """From `start` the flow goes to the interpolator of least ℓ¹-norm.
 
     `sparse`: targets of a w with three entries, or random ones, which take n.
     """
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     x = draw.normal(size=(n, d)) / np.sqrt(n)
     truth = np.zeros(d)
     truth[:3] = [1.0, -0.7, 0.4]

@@ -78,8 +78,9 @@ def main():
     jax.config.update("jax_enable_x64", True)
     print_machine()
     print(f"          scipy {scipy.__version__}")
-    for sparse in (True, False):
-        compare(diagonal(end=3e3, sparse=sparse))
+    compare(diagonal(end=3e3))
+    for seed in (0, 2):
+        compare(diagonal(end=3e3, d=15, n=5, sparse=False, seed=seed))
 
 
 def compare(whole: Flow):

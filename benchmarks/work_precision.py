@@ -40,9 +40,10 @@ import gflow
 matplotlib.use("Agg")
 
 ERRORS = (1e-4, 1e-6, 1e-8)
-MOST = 300_000  # gradients of one run
+MOST = 200_000  # gradients of one run
 FINE = tuple(10.0**-k for k in range(3, 11))
 COARSE = (1e-3, 1e-5, 1e-7)
+KEPT = OUTPUT / "work_precision.json"
 BASELINES = ("CVODE-dq", "CVODE-jvp")
 
 
@@ -72,9 +73,15 @@ SOLVERS = {
 
 
 def measured(flow: Flow, name: str, path: np.ndarray, kept: dict) -> list[dict]:
-    """The runs of a solver, from the loosest tolerance until one costs too much."""
+    """The runs of a solver, from the loosest tolerance until one costs too much.
+
+    Or the next would, if its cost grows as it did last.
+    """
     rows = []
     for rtol in SOLVERS[name].tolerances:
+        costs = [row["gradients"] for row in rows]
+        if len(costs) > 1 and costs[-1] ** 2 / costs[-2] > MOST:
+            break
         key = f"{flow.name} {name} {rtol:.0e}"
         if key not in kept:
             run = SOLVERS[name].run(flow, rtol, MOST)
@@ -86,6 +93,7 @@ def measured(flow: Flow, name: str, path: np.ndarray, kept: dict) -> list[dict]:
                 "error": error,
                 "note": run.note,
             }
+            KEPT.write_text(json.dumps(kept, indent=1))
         rows.append(kept[key])
         if rows[-1]["error"] is None:
             break
@@ -220,10 +228,7 @@ def main():
         print("CVODE is left out: python -m pip install scikit-sundae")
         solvers = [name for name in solvers if name not in BASELINES]
     OUTPUT.mkdir(exist_ok=True)
-    file = OUTPUT / "work_precision.json"
-    kept = {}
-    if file.exists():
-        kept = json.loads(file.read_text())
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if asked.fresh:
         again = {(f, s) for f in names for s in solvers}
         kept = {k: v for k, v in kept.items() if tuple(k.split()[:2]) not in again}
@@ -240,7 +245,6 @@ def main():
         results[name] = {}
         for solver in solvers:
             results[name][solver] = measured(flow, solver, path, kept)
-            file.write_text(json.dumps(kept, indent=1))
         table(results[name])
         jax.clear_caches()
     summary(results)
