@@ -76,11 +76,13 @@ def verdict(flow: Flow, weights, target: np.ndarray) -> str:
 
 def main():
     jax.config.update("jax_enable_x64", True)
+    # Small programs run sooner where they are called.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     print_machine()
     print(f"          scipy {scipy.__version__}")
     compare(diagonal(end=3e3))
     for seed in (0, 2):
-        compare(diagonal(end=3e3, d=15, n=5, sparse=False, seed=seed))
+        compare(diagonal(end=1e3, d=15, n=5, sparse=False, seed=seed))
 
 
 def compare(whole: Flow):
@@ -119,7 +121,7 @@ def compare(whole: Flow):
     pairs = (1e-3, 1e-6), (1e-8, 1e-12), (1e-6, 1e-30), (1e-6, 1e-60), (1e-6, 1e-66)
     for rtol, atol in pairs:
         row("Diffrax Tsit5", rtol, atol, *diffrax_tsit5(flow, rtol, atol))
-    for method in ("RK45", "DOP853", "LSODA", "BDF", "Radau"):
+    for method in ("LSODA", "BDF", "Radau"):
         for rtol, atol in pairs:
             run = scipy_method(method, atol=atol)(flow, rtol, MOST)
             weights = None if run.path is None else run.path[-1]
