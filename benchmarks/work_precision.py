@@ -7,9 +7,8 @@ Path error: the largest relative error of the weights over 17 times, against a r
 by another method at a much tighter tolerance; a second method says how good that is.
 Gradients of the full data, rejected steps included; a Hessian- or Jacobian-vector
 product counts two, a gradient in a difference quotient one. Float64. Measured runs are
-kept in benchmarks/output and not repeated, unless --fresh; --kept shows what there
-is. The plot goes to
-benchmarks/work_precision.png (of a selection, to benchmarks/output).
+kept in benchmarks/output and not repeated, unless --fresh; --kept shows what there is.
+The plot goes to benchmarks/work_precision.png (of a selection, to benchmarks/output).
 
 CVODE runs twice, its Jacobian-vector products by `jax.jvp` and by its own difference
 quotients; ratios are to whichever is cheaper at that error. It, SciPy and nothing else
@@ -240,6 +239,8 @@ def main():
     if asked.fresh:
         again = {(f, s) for f in names for s in solvers}
         kept = {k: v for k, v in kept.items() if tuple(k.split()[:2]) not in again}
+    if asked.kept:
+        names = [f for f in names if any(k.split()[0] == f for k in kept)]
     results, flows = {}, {}
     for name in names:
         flow = flows[name] = FLOWS[name]()
@@ -256,7 +257,8 @@ def main():
         table(results[name])
         jax.clear_caches()
     summary(results)
-    whole = names == list(FLOWS) and list(asked.solvers) == list(SOLVERS)
+    asked_all = asked.problems == list(FLOWS) and asked.solvers == list(SOLVERS)
+    whole = asked_all and not asked.quick
     folder = pathlib.Path(__file__).parent if whole else OUTPUT
     plot(results, flows, folder / "work_precision.png")
 
