@@ -144,7 +144,7 @@ def summary(results: dict[str, dict[str, list[dict]]]):
     print("two). ≤: the cheapest run is better already; -: no run is that good.")
     for error in ERRORS:
         print(f"\nerror {error:.0e}")
-        names = list(dict.fromkeys(n for rows in results.values() for n in rows))
+        names = dict.fromkeys(n for of in results.values() for n, r in of.items() if r)
         print(f"{'':14}" + "".join(f"{name:>18}" for name in names))
         for title, rows_of in results.items():
             found = {name: needed(rows, error) for name, rows in rows_of.items()}
@@ -194,7 +194,7 @@ def plot(results, flows, file: pathlib.Path):
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("full-data gradients", fontsize=9)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(len(results) - columns, 0) : len(results)]:
         axis.set_xlabel("path error", fontsize=9)
     figure.legend(
         handles.values(),
