@@ -5,9 +5,11 @@
 A diagonal network x ↦ ⟨u∘u - v∘v, x⟩ on fewer examples than inputs, from u = v = 1e-60
 in every entry, rests at one saddle after another and ends at the interpolator of least
 ℓ¹-norm, which a linear programme finds. What decides the way is how entries that are
-still near 1e-60 grow, so a solver that controls the error of the large ones only may
-end elsewhere, at zero loss and with no warning. Float64; gradients of the full data,
-those of difference quotients one each.
+still near 1e-60 grow, so a solver whose absolute tolerance is above them stays at the
+first saddle, rests at another one, or ends at another interpolator, without any
+warning. (Ending at the right one does not mean that the way was right: see the path
+errors of work_precision.py.) Float64; gradients of the full data, those of difference
+quotients one each.
 """
 
 import dataclasses
