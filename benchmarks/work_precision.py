@@ -188,7 +188,7 @@ def plot(results, flows, file: pathlib.Path):
                 label=solver,
             )
         axis.set_title(flows[name].title, fontsize=8.5)
-        axis.set_xlim(3e-1, 1e-10)
+        axis.set_xlim(1, 1e-10)
         axis.grid(True, which="major", linewidth=0.4, color="0.88")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
