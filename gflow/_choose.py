@@ -27,7 +27,7 @@ from .clocks import (
     Physical,
 )
 from .fields import GradientField
-from .solvers import PrimalDual
+from .solvers import BDF, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 
 
@@ -150,6 +150,7 @@ def chosen_routes(
     t0: Any,
     t1: Any,
     rtol: Any,
+    atol: Any,
     *,
     free: bool,
     relayed: bool,
@@ -167,7 +168,7 @@ def chosen_routes(
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
-    chosen = checked_solver(solver, degree, dtype, rtol)
+    chosen = checked_solver(solver, degree, dtype, rtol, atol)
     if frozen is not None:
         chosen = _following(chosen, frozen, params, branch)
     first = Route(clock, chosen)
@@ -217,7 +218,7 @@ def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:
 
 
 def checked_solver(
-    solver: Any, degree: Degree, dtype: Any, rtol: Any
+    solver: Any, degree: Degree, dtype: Any, rtol: Any, atol: Any
 ) -> dfx.AbstractSolver:
     """The user's solver, completed, or the default."""
     if solver is None:
@@ -236,6 +237,8 @@ def checked_solver(
         )
     if isinstance(solver, PrimalDual):
         return _completed(solver, degree, dtype, rtol)
+    if isinstance(solver, BDF):
+        return BDF(jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype))
     return solver
 
 

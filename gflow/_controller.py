@@ -57,14 +57,14 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             return self.resume.next_end, self.resume
         if dt0 is None:
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
-        scales, _, _ = self._scalars(y0, y0, y0)
+        scales, _, _ = scalars(y0, y0, y0)
         end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
         return end, ControllerState(inner, end, y0.work)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        size0, size1, error = self._scalars(y0, y1_candidate, y_error)
+        size0, size1, error = scalars(y0, y1_candidate, y_error)
         keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
             t0, t1, size0, size1, args, error, error_order, controller_state.inner
         )
@@ -87,29 +87,6 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             spent = spent + trial
         state = ControllerState(inner, next_end, spent)
         return keep, next_start, next_end, jump, state, result
-
-    def _scalars(self, y0: Any, y1: Any, error: Any):
-        y0, y1, error = _integrated(y0), _integrated(y1), _integrated(error)
-        size0, size1, err = sizes(y0), sizes(y1), sizes(error)
-        bad = jnp.any(
-            jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))])
-        )
-        # A trial step outside the field's domain is a failed step.
-        size1 = jtu.tree_map(lambda a, b: jnp.where(bad, a, b), size0, size1)
-        err = jtu.tree_map(lambda e: jnp.where(bad, jnp.inf, e), err)
-        # An array that is exactly zero, and stays so, has no scale and no error.
-        zero = jtu.tree_map(
-            lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
-        )
-        size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
-        # Only a check, and only used to choose which points to keep.
-        err = eqx.tree_at(
-            lambda e: (e.fallen, e.motion),
-            err,
-            jtu.tree_map(jnp.zeros_like, (err.fallen, err.motion)),
-            is_leaf=lambda x: x is None,
-        )
-        return _unit_books(size0), _unit_books(size1), err
 
     def _first_step(self, terms, t0, t1, y0, args, func, error_order):
         """Hairer, Nørsett & Wanner (1993), II.4, with units that are consistent.
@@ -138,12 +115,35 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
 
 
+def scalars(y0: Any, y1: Any, error: Any) -> tuple[Any, Any, Any]:
+    """Sizes before and after a step, and of its error: one number for each array."""
+    y0, y1, error = integrated(y0), integrated(y1), integrated(error)
+    size0, size1, err = sizes(y0), sizes(y1), sizes(error)
+    bad = jnp.any(jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))]))
+    # A trial step outside the field's domain is a failed step.
+    size1 = jtu.tree_map(lambda a, b: jnp.where(bad, a, b), size0, size1)
+    err = jtu.tree_map(lambda e: jnp.where(bad, jnp.inf, e), err)
+    # An array that is exactly zero, and stays so, has no scale and no error.
+    zero = jtu.tree_map(
+        lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
+    )
+    size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
+    # Only a check, and only used to choose which points to keep.
+    err = eqx.tree_at(
+        lambda e: (e.fallen, e.motion),
+        err,
+        jtu.tree_map(jnp.zeros_like, (err.fallen, err.motion)),
+        is_leaf=lambda x: x is None,
+    )
+    return _unit_books(size0), _unit_books(size1), err
+
+
 def _work_of(state: Any) -> Work | None:
     return state.work
 
 
-def _integrated(state: FlowState) -> FlowState:
-    # Without what only travels with the state.
+def integrated(state: FlowState) -> FlowState:
+    """Without what only travels with the state."""
     return eqx.tree_at(
         lambda s: (s.work, s.pins, s.cut),
         state,
@@ -153,11 +153,19 @@ def _integrated(state: FlowState) -> FlowState:
 
 
 def relative_to_arrays(
-    rtol: Scalar, atol: Scalar, *, error_to_cut: bool = False
+    rtol: Scalar,
+    atol: Scalar,
+    *,
+    error_to_cut: bool = False,
+    own_steps: bool = False,
 ) -> RelativeToArrays:
-    """The controller, PI-controlled: smoother than I where stability sets the step."""
+    """The controller, PI-controlled: smoother than I where stability sets the step.
+
+    `own_steps`: whether the solver chooses its steps, and returns errors to match.
+    """
+    p, i = (0.0, 1.0) if own_steps else (0.3, 0.4)
     pid = dfx.PIDController(
-        rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, dcoeff=0.0, norm=_largest
+        rtol=rtol, atol=atol, pcoeff=p, icoeff=i, dcoeff=0.0, norm=_largest
     )
     return RelativeToArrays(pid=pid, rtol=rtol, atol=atol, error_to_cut=error_to_cut)
 

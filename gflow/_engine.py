@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
-from .solvers import PrimalDual
+from .solvers import BDF, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._rkc import AbstractRKC
 
@@ -61,8 +61,8 @@ class Engine(eqx.Module):
     @property
     def args(self) -> FlowField | None:
         """What a solver is told beyond the term."""
-        late = isinstance(inner_solver(self.solver), PrimalDual)
-        return self.field if late else None
+        looks = isinstance(inner_solver(self.solver), (PrimalDual, BDF))
+        return self.field if looks else None
 
     def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
         """The position at t0, with the first step chosen."""
@@ -130,16 +130,17 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
 
     True of Diffrax's explicit Runge-Kutta methods, whose interpolants have a local
     order at least that of their error estimate, and of stabilised ones, whose estimate
-    bounds the stiff part of the derivatives too. The implicit ones interpolate by
+    bounds the stiff part of the derivatives too, and of BDF, whose polynomials they
+    are. Other implicit ones interpolate by
     cubic Hermite polynomials, below their order and through stiff derivatives: there
     the solver steps to the save times instead.
     """
-    return isinstance(inner_solver(solver), (dfx.AbstractERK, AbstractRKC))
+    return isinstance(inner_solver(solver), (dfx.AbstractERK, AbstractRKC, BDF))
 
 
 def keeps_account(solver: dfx.AbstractSolver) -> bool:
     """Whether the solver writes what each step costs into `FlowState.work`."""
-    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC))
+    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC, BDF))
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

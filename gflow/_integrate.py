@@ -185,6 +185,7 @@ def integrate(
         t0,
         t1,
         rtol,
+        atol,
         free=free,
         relayed=resume is not None and isinstance(resume.position, Baton),
         frozen=found,

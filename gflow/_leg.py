@@ -29,7 +29,7 @@ from ._stretch import ARRIVED, at_times_between
 from ._types import BoolScalar, IntScalar, Params, Scalar
 from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
-from .solvers import PrimalDual
+from .solvers import BDF, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._track import CROWDED, DISCONTINUOUS, STALLED
 
@@ -222,6 +222,7 @@ def runner(
         controller=relative_to_arrays(
             rtol,
             atol,
+            own_steps=isinstance(route.solver, BDF),
             error_to_cut=isinstance(inner_solver(route.solver), PrimalDual),
         ),
         event=event(

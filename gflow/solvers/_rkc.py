@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._flow import FlowState, Work
+from .._flow import FlowState
 from .._lanes import anywhere
 from .._problem import dtype_of
 from .._types import IntScalar, Scalar
 from ._advance import advance, combined
+from ._bill import billed
 from ._chebyshev import Table, table_of_order_three, table_of_order_two
 from ._pack import packing
 from ._spectrum import Spectrum, refreshed, unknown
@@ -100,7 +101,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         error = jtu.tree_map(lambda e: jnp.where(degree == 0, jnp.inf, e), error)
         y1 = unpack(combined((1, y), (1, moved)))
         gradients = degree + _PRODUCT * products + made_jump.astype(degree.dtype)
-        y1, error = _billed(y0, y1, error, gradients)
+        y1, error = billed(y0, y1, error, gradients)
         dense = {
             "y0": y0,
             "y1": y1,
@@ -141,19 +142,6 @@ def _jacobian(terms: Any, t: Any, y: Any, args: Any) -> Callable[[Any], Any]:
         return pack(jax.jvp(field, (part,), (unpack(v),))[1])
 
     return product
-
-
-def _billed(y0: Any, y1: Any, error: Any, gradients: IntScalar) -> tuple[Any, Any]:
-    """With what the step cost, where the flow's state keeps account.
-
-    In the error too: the step-size controller sees it even if the step is rejected.
-    """
-    if not isinstance(y0, FlowState) or y0.work is None:
-        return y1, error
-    dtype = y0.work.gradients.dtype
-    spent = Work(jnp.zeros((), dtype), gradients.astype(dtype))
-    y1 = eqx.tree_at(lambda y: y.work, y1, y0.work + spent)
-    return y1, eqx.tree_at(lambda e: e.work, error, spent)
 
 
 class RKC2(AbstractRKC):

@@ -1,0 +1,301 @@
+"""Backward differentiation formulas for gradient flows, as a Diffrax solver."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._controller import integrated
+from .._flat import flatten, unflattener
+from .._flow import FlowField, FlowState
+from .._lanes import anywhere
+from .._types import BoolScalar, IntScalar, Scalar
+from . import _past as past
+from ._bill import billed
+from ._chord import Found, solve
+from ._curvature import Curvature, cost, gauss_newton, no_curvature, shape_of_outputs
+from ._order import SAFETY, choose
+from ._tolerance import Tolerance
+
+
+# Left of the equation of a step, in units of what the step may be wrong by.
+_ENOUGH = 0.1
+# Iterations from which on the curvature is renewed before the next step.
+_MANY = 3
+
+
+class BDFState(eqx.Module):
+    """What is carried from step to step."""
+
+    # Of the last points, the latest (zero, and the state itself) first.
+    gaps: Float[Array, " past"]  # t_j - t
+    points: Float[Array, "past N"]
+    num_points: IntScalar
+    order: IntScalar
+    curvature: Curvature
+    stale: BoolScalar
+    rate: Scalar  # of convergence, on the last step
+    # Vector fields evaluated so far, on steps that were kept, with the Jacobians.
+    num_gradients: IntScalar
+    num_jacobians: IntScalar
+
+
+class BDF(dfx.AbstractAdaptiveSolver):
+    r"""Variable-step backward differentiation formulas of orders one to five, for
+    gradient flows.
+
+    $$\sum_{j=0}^{k} a_j W_{n+1-j} = -\nabla\mathcal L(W_{n+1})$$
+
+    with the left-hand side the derivative at t_{n+1} of the polynomial through the last
+    k + 1 points, wherever they lie. Order and step are chosen together by the errors of
+    the orders next to the current one. The equation is solved by chord iterations
+    $W \leftarrow W - (I + \gamma J^\top D J)^{-1} r(W)$, one gradient each, in which
+    the Gauss-Newton part of the Hessian is kept factored in function space (J the
+    Jacobian of the n outputs, D of the loss's slope in them): n × n in place of P × P.
+    It costs as many gradients as an example has outputs and is renewed only where
+    convergence slows; what it leaves out, the curvature of the outputs themselves, is
+    learned from the iterations (Anderson acceleration). About two gradients a step, and
+    steps as long as accuracy allows, whatever the sharpness.
+
+    Memory is (14 + n) P numbers, n the number of outputs of all examples.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: the tolerances of the step-size controller.
+        `gflow.integrate` gives it its own if they are None.
+
+    Usable in `gflow.integrate(..., solver=)` with any clock but `LogLogTime`; and in
+    `diffrax.diffeqsolve` with any `ODETerm`, without the Gauss-Newton part, then with
+    `diffrax.PIDController(rtol, atol)` of the same tolerances. Smooth models only.
+    Differentiable in forward mode only.
+
+    ??? cite "Reference"
+
+        Brayton, Gustavson & Hachtel (1972), "A new efficient algorithm for solving
+        differential-algebraic systems using implicit backward differentiation
+        formulas", Proc. IEEE 60, for variable coefficients; Hindmarsh et al. (2005),
+        "SUNDIALS", ACM TOMS 31, for the tests of convergence; Anderson (1965), J. ACM
+        12. The function-space factor is gflow's own.
+    """
+
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., Any]] = past.Interpolation
+
+    rtol: Any = None
+    atol: Any = None
+
+    def order(self, terms: Any) -> int:
+        return past.MOST
+
+    def error_order(self, terms: Any) -> int:
+        # That of the first steps; later the error returned is such that controllers
+        # choose the step that is meant.
+        return 2
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def init(self, terms, t0, t1, y0, args) -> BDFState:
+        if self.rtol is None or self.atol is None:
+            raise ValueError(
+                "outside of gflow.integrate BDF needs the tolerances of the step-size "
+                "controller; use gflow.solvers.BDF(rtol=1e-6, atol=1e-9) with "
+                "diffrax.PIDController(rtol=1e-6, atol=1e-9)."
+            )
+        now = flatten(_integrated(y0))
+        slope = flatten(terms.vf(t0, _integrated(y0), args))
+        dtype = now.dtype
+        h = jnp.asarray(t1 - t0, dtype)
+        points = jnp.zeros((past.NUM_PAST, now.shape[0]), dtype)
+        field, number = _field(args), 0
+        if field is not None:
+            number = int(np.prod(shape_of_outputs(field.field.problem, y0.params)))
+        blank = no_curvature(now[: _num_coupled(y0)], number)
+        whole = jnp.asarray(0)
+        return BDFState(
+            # A point before the start, on the tangent.
+            gaps=jnp.zeros((past.NUM_PAST,), dtype).at[1].set(-h),
+            points=points.at[0].set(now).at[1].set(now - h * slope),
+            num_points=whole + 1,
+            order=whole + 1,
+            curvature=blank,
+            stale=jnp.asarray(_field(args) is not None),
+            rate=jnp.ones((), dtype),
+            num_gradients=whole + 1,
+            num_jacobians=whole,
+        )
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del made_jump
+        state: BDFState = solver_state
+        unflatten = unflattener(_integrated(y0))
+        now = flatten(_integrated(y0))
+        points = state.points.at[0].set(now)
+        dtype = now.dtype
+        h = jnp.asarray(t1 - t0, dtype)
+        # The new point comes first.
+        nodes = jnp.concatenate([h[None], state.gaps])
+        k = state.order
+
+        # Σ a_j y_j = f(y_0) is y_0 = base + γ f(y_0).
+        slopes = past.slope_at_first(nodes, past.first(k + 1, len(nodes)))
+        gamma = 1 / slopes[0]
+        ahead = past.at(state.gaps, past.first(k + 1, past.NUM_PAST), h)
+        base, guess = past.combined(jnp.stack([-gamma * slopes[1:], ahead]), points)
+        tolerance = Tolerance(self.rtol, self.atol)
+        # By what a change of the new point changes the estimated error.
+        share = gamma / (h - state.gaps[k])
+        num_coupled = _num_coupled(y0)
+
+        def equation(curvature: Curvature, x: Array) -> tuple[Array, Array]:
+            whole = jnp.concatenate([x, guess[num_coupled:]])
+            slope = flatten(terms.vf(t1, unflatten(whole), args))
+            r = x - base[:num_coupled] - gamma * slope[:num_coupled]
+            return curvature.solve(gamma, r), slope[num_coupled:]
+
+        scale = tolerance.scale(unflatten(now), unflatten(guess), num_coupled)
+
+        def attempt(curvature: Curvature) -> Found:
+            return solve(
+                lambda x: equation(curvature, x),
+                guess[:num_coupled],
+                jnp.zeros_like(guess[num_coupled:]),
+                scale,
+                lambda step: share * tolerance.size(y0, step / scale),
+                _ENOUGH,
+                state.rate,
+            )
+
+        tried = _tried(attempt, lambda: _curvature_at(t0, y0, args), state)
+        found = tried.found
+        new = jnp.concatenate(
+            [found.x, base[num_coupled:] + gamma * found.extra.astype(dtype)]
+        )
+        y1 = unflatten(new)
+
+        rows = jnp.concatenate([new[None], points])
+        errors = past.combined(past.error_weights(nodes, k), rows)
+        sizes = jnp.stack(
+            [tolerance.measured(unflatten(now), y1, unflatten(e)) for e in errors]
+        )
+        sizes = jnp.where(jnp.isfinite(sizes) & found.converged, sizes, jnp.inf)
+        choice = choose(sizes, k, state.num_points)
+        # Controllers go by the square root of the error.
+        meant = (SAFETY / choice.factor) ** 2
+        error = errors[1] * jnp.where(sizes[1] > 0, meant / sizes[1], 0)
+        error = jnp.where(jnp.isfinite(sizes[1]), error, jnp.inf)
+
+        field = _field(args)
+        each = 0 if field is None else cost(field, y0.params)
+        gradients = tried.iterations + each * tried.renewed
+        first = state.num_points == 1
+        behind = jnp.where(first, past.straightened(state.gaps, points, h, new), points)
+        after = BDFState(
+            gaps=jnp.concatenate([jnp.zeros((1,), dtype), state.gaps[:-1] - h]),
+            points=jnp.concatenate([new[None], behind[:-1]]),
+            num_points=jnp.minimum(state.num_points + 1, past.NUM_PAST),
+            order=choice.order,
+            curvature=tried.curvature,
+            stale=(found.iterations >= _MANY) & ~tried.fresh,
+            rate=found.rate,
+            num_gradients=state.num_gradients + gradients,
+            num_jacobians=state.num_jacobians + tried.renewed,
+        )
+        y1, error = billed(y0, y1, unflatten(error), gradients)
+        dense = {
+            "gaps": nodes - h,
+            "points": _stacked(y1, jax.vmap(unflatten)(rows)),
+            "order": k,
+        }
+        return y1, error, dense, after, dfx.RESULTS.successful
+
+
+class _Tried(eqx.Module):
+    curvature: Curvature
+    found: Found
+    iterations: IntScalar  # of all attempts
+    renewed: IntScalar  # how many times the curvature was
+    fresh: BoolScalar
+
+
+def _tried(
+    attempt: Callable[[Curvature], Found],
+    renewed: Callable[[], Curvature | None],
+    state: BDFState,
+) -> _Tried:
+    """One attempt or, where it fails on curvature of an earlier step, two."""
+    can = jax.eval_shape(renewed) is not None
+
+    def body(carry: tuple[_Tried, BoolScalar]) -> tuple[_Tried, BoolScalar]:
+        before, renew = carry
+        curvature = before.curvature
+        if can:
+            new = jax.lax.cond(anywhere(renew), renewed, lambda: before.curvature)
+            curvature = jtu.tree_map(
+                lambda a, b: jnp.where(renew, a, b), new, before.curvature
+            )
+        found = attempt(curvature)
+        fresh = before.fresh | renew
+        tried = _Tried(
+            curvature,
+            found,
+            before.iterations + found.iterations,
+            before.renewed + renew,
+            fresh,
+        )
+        return tried, ~found.converged & ~fresh
+
+    def goes_on(carry: tuple[_Tried, BoolScalar]) -> BoolScalar:
+        tried, again = carry
+        return (tried.found.iterations == 0) | again
+
+    shape = jax.eval_shape(attempt, state.curvature)
+    blank = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    none = jnp.asarray(0)
+    start = _Tried(state.curvature, blank, none, none, jnp.asarray(not can))
+    end, _ = jax.lax.while_loop(goes_on, body, (start, state.stale))
+    return end
+
+
+def _field(args: Any) -> FlowField | None:
+    # Diffrax hides the term that it is given from its solvers.
+    return args if isinstance(args, FlowField) else None
+
+
+def _curvature_at(reading: Any, state: Any, args: Any) -> Curvature | None:
+    field = _field(args)
+    return None if field is None else gauss_newton(field, reading, state)
+
+
+def _integrated(state: Any) -> Any:
+    """Without what only travels with a flow's state."""
+    return integrated(state) if isinstance(state, FlowState) else state
+
+
+def _num_coupled(state: Any) -> int:
+    # A flow's parameters come first; nothing depends on its bookkeeping.
+    if isinstance(state, FlowState):
+        state = state.params
+    return sum(jnp.size(leaf) for leaf in jtu.tree_leaves(state))
+
+
+def _stacked(like: Any, points: Any) -> Any:
+    """With the travelling parts of `like`, which are constant over the step."""
+    if not isinstance(like, FlowState):
+        return points
+    number = points.dissipated.shape[0]
+    return eqx.tree_at(
+        lambda s: (s.work, s.pins, s.cut),
+        points,
+        jtu.tree_map(
+            lambda x: jnp.broadcast_to(x, (number, *x.shape)),
+            (like.work, like.pins, like.cut),
+        ),
+        is_leaf=lambda x: x is None,
+    )

@@ -1,0 +1,113 @@
+"""Polynomials through the last points of a solve, spaced as the steps came."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from .._types import IntScalar, Scalar
+
+
+# BDF formulas of higher order are unstable, or nearly so.
+MOST = 5
+# Points before the step: an estimate of order MOST needs MOST + 1, and the new one.
+NUM_PAST = MOST + 1
+
+
+def at(nodes: Float[Array, " nodes"], used: Array, x: Scalar) -> Float[Array, " nodes"]:
+    """Weights w with p(x) = Σ w_j y_j for the polynomial p through the nodes used."""
+    above, below = x - nodes[None, :], nodes[:, None] - nodes[None, :]
+    others = used[None, :] & ~jnp.eye(len(nodes), dtype=bool)
+    ratio = jnp.where(others, above, 1) / jnp.where(others, below, 1)
+    return jnp.where(used, jnp.prod(ratio, axis=1), 0)
+
+
+def slope_at_first(
+    nodes: Float[Array, " nodes"], used: Array
+) -> Float[Array, " nodes"]:
+    """Weights a with p'(x_0) = Σ a_j y_j, for the first of the nodes used."""
+    gaps = nodes[0] - nodes
+    rest = used.at[0].set(False)
+    first = jnp.sum(jnp.where(rest, 1 / jnp.where(rest, gaps, 1), 0))
+    # That of node j is its weight at x_0 among the rest, over x_j - x_0.
+    weights = at(nodes, rest, nodes[0])
+    others = jnp.where(rest, -weights / jnp.where(rest, gaps, 1), 0)
+    return others.at[0].set(first)
+
+
+def difference(nodes: Float[Array, " nodes"], used: Array) -> Float[Array, " nodes"]:
+    """Weights of the divided difference over the nodes used."""
+    gaps = nodes[:, None] - nodes[None, :]
+    others = used[None, :] & ~jnp.eye(len(nodes), dtype=bool)
+    return jnp.where(used, 1 / jnp.prod(jnp.where(others, gaps, 1), axis=1), 0)
+
+
+def error_weights(
+    nodes: Float[Array, " nodes"], order: IntScalar
+) -> Float[Array, "3 nodes"]:
+    r"""Weights of the estimated errors of formulas of orders k - 1, k and k + 1.
+
+    That of order k is $\gamma \prod_{j=1}^{k}(x_0 - x_j)\, y[x_0, \dots, x_{k+1}]$, the
+    new point first: what the formula's derivative misses of the polynomial of degree
+    k + 1, times γ. Zero where there is no such order.
+    """
+    number = len(nodes)
+
+    def one(k: IntScalar) -> Array:
+        among = first(k + 1, number)
+        gamma = 1 / slope_at_first(nodes, among)[0]
+        reach = jnp.where(among.at[0].set(False), nodes[0] - nodes, 1)
+        weights = difference(nodes, first(k + 2, number))
+        weights = gamma * jnp.prod(reach) * weights
+        return jnp.where((k >= 1) & (k <= MOST), weights, 0)
+
+    return jax.vmap(one)(order + jnp.arange(-1, 2))
+
+
+def straightened(
+    gaps: Float[Array, " past"], points: Float[Array, "past N"], h: Scalar, new: Array
+) -> Float[Array, "past N"]:
+    """The points after the first step, that before the start moved from the tangent to
+    the parabola through the other two.
+    """
+    back = -gaps[1]
+    slope = (points[0] - points[1]) / back
+    bend = (new - points[0] - h * slope) / h**2
+    return points.at[1].add(back**2 * bend)
+
+
+def first(number: IntScalar | int, length: int) -> Array:
+    """A mask of the first so many of `length` entries."""
+    return jnp.arange(length) < number
+
+
+def combined(weights: Array, rows: Array) -> Array:
+    """Σ_j w_j y_j, where rows without weight may hold anything."""
+    return jnp.matmul(weights, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+class Interpolation(dfx.AbstractLocalInterpolation):
+    """The polynomial through the last `order` + 1 points, the step's end first."""
+
+    t0: Scalar
+    t1: Scalar
+    gaps: Float[Array, " nodes"]  # x_j - t1
+    points: Any  # with a leading axis of nodes
+    order: IntScalar
+
+    def evaluate(self, t0, t1=None, left=True):
+        del left
+        if t1 is not None:
+            there, here = self.evaluate(t1), self.evaluate(t0)
+            return jtu.tree_map(lambda a, b: a - b, there, here)
+        used = first(self.order + 1, len(self.gaps))
+        weights = at(self.gaps, used, jnp.asarray(t0 - self.t1, self.gaps.dtype))
+
+        def value(points: Array) -> Array:
+            along = weights.astype(points.dtype)
+            return jnp.tensordot(along, points, 1)
+
+        return jtu.tree_map(value, self.points)
