@@ -36,6 +36,8 @@ class BDFState(eqx.Module):
     # Of the last points, the latest (zero, and the state itself) first.
     gaps: Float[Array, " past"]  # t_j - t
     points: Float[Array, "past N"]
+    # The bookkeeping's derivatives there.
+    rates: Float[Array, "past books"]
     num_points: IntScalar
     order: IntScalar
     curvature: Curvature
@@ -116,12 +118,14 @@ class BDF(dfx.AbstractAdaptiveSolver):
         field, number = _field(args), 0
         if field is not None:
             number = int(np.prod(shape_of_outputs(field.field.problem, y0.params)))
-        blank = no_curvature(now[: _num_coupled(y0)], number)
+        num_coupled = _num_coupled(y0)
+        blank = no_curvature(now[:num_coupled], number)
         whole = jnp.asarray(0)
         return BDFState(
             # A point before the start, on the tangent.
             gaps=jnp.zeros((past.NUM_PAST,), dtype).at[1].set(-h),
             points=points.at[0].set(now).at[1].set(now - h * slope),
+            rates=points[:, num_coupled:].at[0].set(slope[num_coupled:]),
             num_points=whole + 1,
             order=whole + 1,
             curvature=blank,
@@ -174,22 +178,25 @@ class BDF(dfx.AbstractAdaptiveSolver):
 
         tried = _tried(attempt, lambda: _curvature_at(t0, y0, args), state)
         found = tried.found
-        new = jnp.concatenate(
-            [found.x, base[num_coupled:] + gamma * found.extra.astype(dtype)]
-        )
+        # Bookkeeping is quadrature, which is Adams' and more accurate.
+        rates = jnp.concatenate([found.extra[None], state.rates])
+        used = past.first(jnp.minimum(k + 2, state.num_points + 1), len(nodes))
+        books = past.combined(past.integral(nodes, used, h), rates)
+        new = jnp.concatenate([found.x, now[num_coupled:] + books])
         y1 = unflatten(new)
 
         rows = jnp.concatenate([new[None], points])
         errors = past.combined(past.error_weights(nodes, k), rows)
-        sizes = jnp.stack(
-            [tolerance.measured(unflatten(now), y1, unflatten(e)) for e in errors]
-        )
+        errors = jax.vmap(lambda e: _coupled_part(unflatten(e)))(errors)
+        sizes = jax.vmap(lambda e: tolerance.measured(unflatten(now), y1, e))(errors)
         sizes = jnp.where(jnp.isfinite(sizes) & found.converged, sizes, jnp.inf)
         choice = choose(sizes, k, state.num_points)
         # Controllers go by the square root of the error.
         meant = (SAFETY / choice.factor) ** 2
-        error = errors[1] * jnp.where(sizes[1] > 0, meant / sizes[1], 0)
-        error = jnp.where(jnp.isfinite(sizes[1]), error, jnp.inf)
+        meant = jnp.where(sizes[1] > 0, meant / sizes[1], 0)
+        error = jtu.tree_map(
+            lambda e: jnp.where(jnp.isfinite(sizes[1]), e[1] * meant, jnp.inf), errors
+        )
 
         field = _field(args)
         each = 0 if field is None else cost(field, y0.params)
@@ -199,6 +206,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
         after = BDFState(
             gaps=jnp.concatenate([jnp.zeros((1,), dtype), state.gaps[:-1] - h]),
             points=jnp.concatenate([new[None], behind[:-1]]),
+            rates=rates[:-1],
             num_points=jnp.minimum(state.num_points + 1, past.NUM_PAST),
             order=choice.order,
             curvature=tried.curvature,
@@ -207,7 +215,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             num_gradients=state.num_gradients + gradients,
             num_jacobians=state.num_jacobians + tried.renewed,
         )
-        y1, error = billed(y0, y1, unflatten(error), gradients)
+        y1, error = billed(y0, y1, error, gradients)
         dense = {
             "gaps": nodes - h,
             "points": _stacked(y1, jax.vmap(unflatten)(rows)),
@@ -283,6 +291,19 @@ def _num_coupled(state: Any) -> int:
     if isinstance(state, FlowState):
         state = state.params
     return sum(jnp.size(leaf) for leaf in jtu.tree_leaves(state))
+
+
+def _coupled_part(error: Any) -> Any:
+    """Without errors of what is integrated more accurately, and nothing depends on."""
+    if not isinstance(error, FlowState):
+        return error
+    books = (error.dissipated, error.fallen, error.path_length, error.motion)
+    return eqx.tree_at(
+        lambda e: (e.dissipated, e.fallen, e.path_length, e.motion),
+        error,
+        jtu.tree_map(jnp.zeros_like, books),
+        is_leaf=lambda x: x is None,
+    )
 
 
 def _stacked(like: Any, points: Any) -> Any:

@@ -6,6 +6,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import IntScalar, Scalar
@@ -65,6 +66,16 @@ def error_weights(
         return jnp.where((k >= 1) & (k <= MOST), weights, 0)
 
     return jax.vmap(one)(order + jnp.arange(-1, 2))
+
+
+def integral(
+    nodes: Float[Array, " nodes"], used: Array, end: Scalar
+) -> Float[Array, " nodes"]:
+    """Weights w with ∫_0^end p = Σ w_j y_j, p through the nodes used."""
+    x, weights = np.polynomial.legendre.leggauss(1 + MOST // 2 + 1)
+    points = end * jnp.asarray((x + 1) / 2, nodes.dtype)
+    values = jax.vmap(lambda point: at(nodes, used, point))(points)
+    return end * jnp.asarray(weights / 2, nodes.dtype) @ values
 
 
 def straightened(
