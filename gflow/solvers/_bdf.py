@@ -219,7 +219,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
         dense = {
             "gaps": nodes - h,
             "points": _stacked(y1, jax.vmap(unflatten)(rows)),
-            "order": k,
+            "order": k.astype(dtype),  # Diffrax fills blanks with NaN
         }
         return y1, error, dense, after, dfx.RESULTS.successful
 
@@ -254,7 +254,7 @@ def _tried(
             curvature,
             found,
             before.iterations + found.iterations,
-            before.renewed + renew,
+            before.renewed + renew.astype(before.renewed.dtype),
             fresh,
         )
         return tried, ~found.converged & ~fresh

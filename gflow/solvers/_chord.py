@@ -67,15 +67,15 @@ def solve(
         # Where the last corrections did not help enough, their differences tell what
         # the next one would miss.
         have = jnp.arange(_MEMORY) < carry.iterations
-        dr = jnp.where(have[:, None], (r - carry.residuals) / scale, 0)
-        dx = jnp.where(have[:, None], carry.x - carry.points, 0)
+        dr = jnp.where(have[:, None], (r[None] - carry.residuals) / scale[None], 0)
+        dx = jnp.where(have[:, None], carry.x[None] - carry.points, 0)
         gram = dr @ dr.T
         ridge = 1e-12 * jnp.trace(gram) + jnp.finfo(r.dtype).tiny
         gram = gram + jnp.diag(jnp.where(have, ridge, 1))
         weights = jnp.linalg.solve(gram, dr @ (r / scale))
         slow = (carry.iterations > 0) & (whole > _SLOW * carry.last)
         weights = jnp.where(slow & jnp.isfinite(weights), weights, 0)
-        step = -r - weights @ (dx - dr * scale)
+        step = -r - weights @ (dx - dr * scale[None])
         now = size(step)
         started = carry.iterations > 0
         rate = jnp.maximum(now / jnp.where(started, carry.last, 1), _LUCK)

@@ -90,9 +90,10 @@ def straightened(
     return points.at[1].add(back**2 * bend)
 
 
-def first(number: IntScalar | int, length: int) -> Array:
+def first(number: Scalar | IntScalar | int, length: int) -> Array:
     """A mask of the first so many of `length` entries."""
-    return jnp.arange(length) < number
+    number = jnp.asarray(number)
+    return jnp.arange(length, dtype=number.dtype) < number
 
 
 def combined(weights: Array, rows: Array) -> Array:
@@ -107,7 +108,7 @@ class Interpolation(dfx.AbstractLocalInterpolation):
     t1: Scalar
     gaps: Float[Array, " nodes"]  # x_j - t1
     points: Any  # with a leading axis of nodes
-    order: IntScalar
+    order: Scalar  # a whole number
 
     def evaluate(self, t0, t1=None, left=True):
         del left
