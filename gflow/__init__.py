@@ -3,6 +3,7 @@
 from . import clarke as clarke
 from . import clocks as clocks
 from . import data as data
+from . import flows as flows
 from . import laws as laws
 from . import limits as limits
 from . import losses as losses

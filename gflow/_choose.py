@@ -103,8 +103,7 @@ def checked_clock(
     if clock is None and can_locate(dtype) and _rests(problem, params, dtype):
         clock = EFolds()
     if clock is None:
-        logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
-        clock = LogTime() if problem.is_tailed or logarithmic else Physical()
+        clock = usual_clock(problem, t0, t1)
     check_clock(clock, problem)
     if isinstance(clock, Physical) and is_concrete((t0, t1)):
         largest = float(np.log(float(jnp.finfo(dtype).max)))
@@ -116,6 +115,12 @@ def checked_clock(
                 "steps in; use gflow.clocks.LogTime()."
             )
     return clock
+
+
+def usual_clock(problem: Problem, t0: Any, t1: Any) -> AbstractClock:
+    """The clock of a flow that does not rest."""
+    logarithmic = isinstance(t0, Exp) or isinstance(t1, Exp)
+    return LogTime() if problem.is_tailed or logarithmic else Physical()
 
 
 def _rests(problem: Problem, params: Params, dtype) -> bool:
@@ -299,11 +304,19 @@ def as_resume(resume: Any) -> Resume | None:
 
 
 def check_resume(
-    resume: Resume | None, params: Params, routes: tuple[Route, ...]
+    resume: Resume | None, state: Any, routes: tuple[Route, ...], flow: str
 ) -> None:
-    """ValueError unless a solve by these routes can go on from it."""
+    """ValueError unless a solve by these routes can go on from it.
+
+    `state`: what is integrated, the parameters or another flow's state.
+    """
     if resume is None:
         return
+    if resume.flow != flow:
+        raise ValueError(
+            f"resume: that solve was of the flow {resume.flow} and this one would be "
+            f"of {flow}; pass the same flow."
+        )
     clock, solver = routes[0].names
     for what, where, theirs, mine in (
         ("clock", "gflow.clocks.", resume.clock, clock),
@@ -319,7 +332,7 @@ def check_resume(
             "resume: that solve chose its clock and solver as it went; leave clock, "
             "solver and events out, so that this one can go on with them."
         )
-    theirs, mine = _shapes(resume.position.state.params), _shapes(params)
+    theirs, mine = _shapes(resume.position.state.params), _shapes(state)
     if theirs != mine:
         raise ValueError(
             f"resume: the parameters of that solve have shapes {theirs} and the "

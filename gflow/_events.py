@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ._bisect import bisect
-from ._flow import FlowState
+from ._flow import FlowField, FlowState
 from ._pairs import tailed
 from ._problem import Problem
 from ._types import Params, Scalar
@@ -25,12 +25,14 @@ class _Condition(eqx.Module):
     signs: tuple[Scalar, ...]
     horizon: Scalar | None
     separation: bool = eqx.field(static=True, default=False)
+    # Of flows other than the gradient flow: it knows their weights.
+    field: FlowField | None = None
 
     def __call__(self, t, y: FlowState, args, **kwargs):
-        del t, args, kwargs
+        del args, kwargs
         values = []
         if self.functions:
-            state = _state(self, y)
+            state = _state(self, t, y)
             raw = (_value(f, state) for f in self.functions)
             values = [s * v for s, v in zip(self.signs, raw, strict=True)]
         if self.horizon is not None:
@@ -55,10 +57,11 @@ def separation(problem: Problem, params: Params) -> Scalar:
     return tailed(problem).alpha(problem.log_loss(params), problem.num_examples)
 
 
-def _state(condition: _Condition, y: FlowState) -> State:
+def _state(condition: _Condition, t: Any, y: FlowState) -> State:
+    field = condition.field
     return observe_at(
         condition.problem,
-        y.params,
+        y.params if field is None else field.weights(t, y),
         path_length=y.path_length,
         degree=condition.degree,
     )
@@ -104,14 +107,19 @@ def event(
     horizon: Scalar | None,
     *,
     separation: bool = False,
+    field: FlowField | None = None,
+    reading: Any = 0.0,
 ) -> dfx.Event | None:
-    """Diffrax's event for the conditions, for reaching u = horizon and separation."""
+    """Diffrax's event for the conditions, for reaching u = horizon and separation.
+
+    `field`: of flows other than the gradient flow; `reading`: the clock's at `start`.
+    """
     if not functions and horizon is None:
         return dfx.Event(_Separated(problem)) if separation else None
     signs: tuple[Scalar, ...] = ()
-    blank = _Condition(problem, functions, degree, (), horizon)
+    blank = _Condition(problem, functions, degree, (), horizon, field=field)
     if functions:
-        state = _state(blank, start)
+        state = _state(blank, reading, start)
         values = [_value(f, state) for f in functions]
         signs = tuple(jnp.where(v < 0, -1.0, 1.0).astype(v.dtype) for v in values)
         signs = tuple(
@@ -123,6 +131,8 @@ def event(
             )
             for f, v, s in zip(functions, values, signs, strict=True)
         )
-    condition = _Condition(problem, functions, degree, signs, horizon, separation)
+    condition = _Condition(
+        problem, functions, degree, signs, horizon, separation, field
+    )
     root_finder = bisect(start.dissipated.dtype, increasing=False)
     return dfx.Event(condition, root_finder)

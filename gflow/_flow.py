@@ -11,9 +11,11 @@ from jaxtyping import Array, Float
 from ._inclusion import InclusionField
 from ._norms import array_norm, inner, log_norm, unit
 from ._problem import AbstractProblem
+from ._times import time_after
 from ._types import Params, Scalar
-from .clocks import AbstractClock, AbstractTimeClock
+from .clocks import AbstractClock, AbstractTimeClock, LogTime
 from .fields import GradientField, Velocity
+from .flows import AbstractMotion
 
 
 class Work(eqx.Module):
@@ -35,11 +37,12 @@ def no_work(dtype: Any) -> Work:
 class FlowState(eqx.Module):
     """What is integrated."""
 
-    # W.
+    # W; of flows other than the gradient flow, their state.
     params: Params
-    # ∫‖dW/dt‖² dt, in units of e^log_unit (see FlowField).
+    # -∫⟨∇ℒ, dW/dt⟩ dt, ∫‖dW/dt‖² dt of the gradient flow, in units of e^log_unit (see
+    # FlowField).
     dissipated: Scalar
-    # ∫‖dW/dt‖²/ℒ dt, by which log ℒ falls, if the loss has an exponential tail.
+    # The same over ℒ, by which log ℒ falls, if the loss has an exponential tail.
     fallen: Scalar | None
     # ζ = ∫‖d(W/‖W‖)‖, if observed.
     path_length: Scalar | None
@@ -66,31 +69,96 @@ class FlowField(eqx.Module):
     field: GradientField
     clock: AbstractClock
     log_unit: Scalar
+    # None for the gradient flow, and t0, which other flows may ask for.
+    flow: AbstractMotion | None = None
+    start_time: Any = 0.0
 
     def __call__(self, reading: Scalar, state: FlowState, args: Any) -> FlowState:
         # A solver that follows kinks holds a pattern of branches fixed.
         field = args if isinstance(args, InclusionField) else self.field
+        if self.flow is not None:
+            return self._other(self.flow, reading, state)
         velocity = field(state.params)
         log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
-        log_speed = velocity.log_speed + log_rate
-        speed = jnp.exp(log_speed)
         log_size = log_norm(velocity.direction)
-        log_square = 2 * (velocity.log_speed + log_size) - self.log_unit + log_rate
+        log_square = 2 * (velocity.log_speed + log_size) + log_rate
+        speed = jnp.exp(velocity.log_speed + log_rate)
+        return self._booked(
+            state,
+            jtu.tree_map(lambda d: speed * d, velocity.direction),
+            state.params,
+            velocity,
+            log_rate,
+            log_square,
+        )
+
+    def _other(
+        self, flow: AbstractMotion, reading: Scalar, state: FlowState
+    ) -> FlowState:
+        problem, time = self.field.problem, self.time(reading, state)
+        at = flow.motion(problem, state.params, time)
+        velocity = at.velocity
+        log_rate = self.clock.log_rate(reading, at.weights, state.log_time, velocity)
+        speed = jnp.exp(at.log_speed + log_rate)
+        # dℒ/dt, which may have either sign.
+        cosine = inner(unit(at.descent), unit(velocity.direction))
+        sizes = log_norm(at.descent) + log_norm(velocity.direction)
+        log_power = at.log_slope + velocity.log_speed + sizes + log_rate
+        return self._booked(
+            state,
+            jtu.tree_map(lambda d: speed * d, at.direction),
+            at.weights,
+            velocity,
+            log_rate,
+            log_power,
+            cosine,
+        )
+
+    def time(self, reading: Scalar, state: FlowState) -> Scalar:
+        """t, as a number."""
+        clock = self.clock
+        if isinstance(clock, AbstractTimeClock):
+            log_elapsed = clock.log_elapsed(jnp.asarray(reading, self.log_unit.dtype))
+        else:
+            assert state.log_time is not None
+            log_elapsed = LogTime().log_elapsed(state.log_time)
+        return time_after(self.start_time, log_elapsed)
+
+    def weights(self, reading: Scalar, state: FlowState) -> Params:
+        """W."""
+        if self.flow is None:
+            return state.params
+        return self.flow.weights(state.params, self.time(reading, state))
+
+    def _booked(
+        self,
+        state: FlowState,
+        moved: Params,
+        weights: Params,
+        velocity: Velocity,
+        log_rate: Scalar,
+        log_power: Scalar,
+        cosine: Scalar | None = None,
+    ) -> FlowState:
+        """With the bookkeeping of -dℒ/dc = cosine · e^log_power and of `velocity`."""
+        log_speed = velocity.log_speed + log_rate
+        log_size = log_norm(velocity.direction)
+        sign = jnp.ones_like(log_power) if cosine is None else cosine
         fallen, path, motion, log_time = None, None, None, None
         if state.fallen is not None:
-            fallen = jnp.exp(log_square + self.log_unit - velocity.log_loss)
+            fallen = sign * jnp.exp(log_power - velocity.log_loss)
         if state.motion is not None:
             # At W = 0 any motion is infinite; counting starts after it.
-            log_w = log_norm(state.params)
+            log_w = log_norm(weights)
             log_w = jnp.where(jnp.isneginf(log_w), jnp.inf, log_w)
             motion = jnp.exp(log_speed + log_size - log_w)
         if state.path_length is not None:
-            path = jnp.exp(log_speed + log_turning(state.params, velocity.direction))
+            path = jnp.exp(log_speed + log_turning(weights, velocity.direction))
         if state.log_time is not None:
             log_time = jnp.exp(log_rate - state.log_time)
         return FlowState(
-            params=jtu.tree_map(lambda d: speed * d, velocity.direction),
-            dissipated=jnp.exp(log_square),
+            params=moved,
+            dissipated=sign * jnp.exp(log_power - self.log_unit),
             fallen=fallen,
             path_length=path,
             motion=motion,

@@ -26,9 +26,11 @@ from ._problem import Problem
 from ._progress import LogTimeMeter
 from ._solution import RESULTS
 from ._stretch import ARRIVED, at_times_between
+from ._times import time_after
 from ._types import BoolScalar, IntScalar, Params, Scalar
 from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
+from .flows import AbstractMotion
 from .solvers import BDF, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._track import CROWDED, DISCONTINUOUS, STALLED
@@ -196,22 +198,29 @@ def runner(
     rtol: Scalar,
     atol: Scalar,
     log_unit: Scalar,
-    resumed: FlowState | None,
+    resumed: Any,
+    flow: AbstractMotion | None = None,
 ) -> Runner:
     """The runner of one of the plan's routes.
 
-    The first of several stops where the data are separated.
+    The first of several stops where the data are separated. `resumed`: the position to
+    go on from, if any.
     """
     route, times = plan.routes[number], schedule.times[number]
     watching = plan.is_relay and number == 0
-    field = FlowField(GradientField(problem), route.clock, log_unit)
+    t0 = schedule.start
+    field = FlowField(GradientField(problem), route.clock, log_unit, flow, t0)
+    state = params
+    if flow is not None:
+        state = flow.start(params, time_after(t0, jnp.full_like(log_unit, -jnp.inf)))
     blank = field.start(
-        params,
+        state,
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
         work=keeps_account(route.solver),
         pins=route.solver.capacity if isinstance(route.solver, Filippov) else None,
     )
+    zero = jnp.zeros_like(times.end_reading)
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()
     if plan.progress:
         span = times.end_reading if isinstance(route.clock, Physical) else None
@@ -229,9 +238,11 @@ def runner(
             problem,
             plan.events,
             plan.degree,
-            blank if resumed is None else resumed,
+            blank if resumed is None else resumed.state,
             times.horizon,
             separation=watching,
+            field=None if flow is None else field,
+            reading=resumed.reading if isinstance(resumed, Position) else zero,
         ),
         progress=meter,
     )

@@ -17,9 +17,10 @@ from ._problem import Problem, dtype_of
 from ._relay import joined, relay
 from ._saved import masked, seen_at
 from ._solution import RESULTS, Inclusion, Part, Resume, Solution
-from ._times import log_time_after
+from ._times import log_time_after, time_after
 from ._types import IntScalar, Params, Scalar
 from .fields import GradientField
+from .flows import AbstractMotion
 from .solvers._filippov import Filippov
 
 
@@ -32,11 +33,14 @@ def run(
     rtol: Scalar,
     atol: Scalar,
     resume: Resume | None,
+    flow: AbstractMotion | None = None,
+    flow_name: str = "gradient",
 ) -> tuple[Solution, IntScalar]:
     """The solution, with padding, and the number of its entries that are not."""
-    flow = GradientField(problem)
+    gradient = GradientField(problem)
     if resume is None:
-        velocity = flow(params)
+        # The weights at t0 are the model's, or what the flow makes of them.
+        velocity = gradient(_first(flow, params, schedule))
         log_energy = log_unit(velocity)
         loss_start = loss_in_units(velocity.log_loss, velocity.loss, log_energy)
     else:
@@ -53,7 +57,8 @@ def run(
             rtol,
             atol,
             log_energy,
-            None if resumed is None else resumed.state,
+            resumed,
+            flow,
         )
 
     if plan.is_relay:
@@ -66,7 +71,12 @@ def run(
         legs = (alone.run(begin, fresh=resumed is None),)
         position, result = legs[0].end, legs[0].result
     track = joined(legs, given=plan.save == "given")
-    states = track.states
+    states, weights, final = track.states, track.states.params, track.end_state.params
+    if flow is not None:
+        weights = jax.vmap(flow.weights)(
+            weights, time_after(schedule.start, track.log_elapsed)
+        )
+        final = flow.weights(final, time_after(schedule.start, track.end_log_elapsed))
     if plan.save == "given":
         log_t = schedule.save_log_t
         reached = jnp.arange(log_t.shape[0]) < track.num_kept
@@ -79,14 +89,14 @@ def run(
         path = jnp.where(_has_direction(params, resume), path, jnp.nan)
     seen = seen_at(
         problem,
-        states.params,
+        weights,
         plan.observers,
         log_t=log_t,
         path_length=path,
         degree=plan.degree,
         frozen=solver.frozen if isinstance(solver, Filippov) else None,
         pins=states.pins,
-        start=params,
+        start=_first(flow, params, schedule),
     )
     loss_now = loss_in_units(seen.log_loss, seen.loss, log_energy)
     defect = loss_start - loss_now - states.dissipated
@@ -95,16 +105,16 @@ def run(
         # The unit of energy is ℒ(t0), so its logarithm is where log ℒ began.
         fall = log_energy - seen.log_loss
         falling = (fall - states.fallen) / (1 + jnp.abs(fall))
-    kept = (log_t, states.params, seen, defect, falling)
+    kept = (log_t, weights, seen, defect, falling)
     log_t, saved_params, seen, defect, falling = masked(kept, reached)
     blurred = ~schedule.precise & (result == RESULTS.successful)
     result = RESULTS.where(blurred, RESULTS.precision, result)
-    result = RESULTS.where(_underflows(flow, params), RESULTS.underflow, result)
+    result = RESULTS.where(_underflows(gradient, params), RESULTS.underflow, result)
     clock, solver_name = plan.routes[0].names
     solution = Solution(
         log_t=log_t,
         models=problem.model(saved_params),
-        final=problem.model(track.end_state.params),
+        final=problem.model(final),
         log_loss=seen.log_loss,
         log_norm=seen.log_norm,
         predictions=seen.outputs,
@@ -121,6 +131,7 @@ def run(
             track.end_log_elapsed,
             clock,
             solver_name,
+            flow_name,
         ),
         rtol=rtol,
         parts=_parts(plan, schedule, legs),
@@ -128,8 +139,18 @@ def run(
         kinks=plan.kinks,
         clock=clock,
         solver=solver_name,
+        flow=flow_name,
     )
     return solution, track.num_kept
+
+
+def _first(flow: AbstractMotion | None, params: Params, schedule: Schedule) -> Params:
+    """W(t0)."""
+    if flow is None:
+        return params
+    before = jnp.full((), -jnp.inf, dtype_of(params))
+    time = time_after(schedule.start, before)
+    return flow.weights(flow.start(params, time), time)
 
 
 def _inclusion(
@@ -202,7 +223,7 @@ def _has_direction(params: Params, resume: Resume | None) -> Any:
     return jnp.isfinite(log_norm(params))
 
 
-def _underflows(flow: GradientField, params: Params) -> Any:
+def _underflows(gradient: GradientField, params: Params) -> Any:
     """Whether ∇ℒ is lost to underflow at the start, where it stands still for ever.
 
     Then it is (almost) zero there, but not with every array scaled to norm one. A true
@@ -213,9 +234,9 @@ def _underflows(flow: GradientField, params: Params) -> Any:
 
     def lost() -> Any:
         scaled = jtu.tree_map(unit, params)
-        return jnp.isfinite(log_norm(flow(scaled).direction))
+        return jnp.isfinite(log_norm(gradient(scaled).direction))
 
-    at_start = log_norm(flow(params).direction)
+    at_start = log_norm(gradient(params).direction)
     return jax.lax.cond(at_start < least, lost, lambda: jnp.asarray(False))
 
 

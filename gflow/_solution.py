@@ -59,6 +59,7 @@ class Resume(eqx.Module):
     log_elapsed: Scalar
     clock: str = eqx.field(static=True, default="")
     solver: str = eqx.field(static=True, default="")
+    flow: str = eqx.field(static=True, default="gradient")
 
 
 class Part(eqx.Module):
@@ -129,8 +130,9 @@ class Solution(eqx.Module):
     - `predictions`: (T, n, ...) outputs on the data.
     - `observed`: dict from the observers' names to arrays with leading axis T.
     - `energy_defect`: (T,) $(\mathcal L(0) - \mathcal L(t) - \int_0^t\|\dot W\|^2)
-        / |\mathcal L(0)|$: zero along the true flow, up to the tolerance. NaN for
-        gradient descent, which is no flow.
+        / |\mathcal L(0)|$: zero along the true flow, up to the tolerance; with
+        $-\int_0^t\langle\nabla\mathcal L, \dot W\rangle$ for the integral if `flow`
+        is another. NaN for gradient descent, which is no flow.
     - `log_loss_defect`: (T,) the same for log ℒ, which shows the late phase, when all
         of ℒ(0) is gone: $\log\mathcal L(0) - \log\mathcal L(t) -
         \int_0^t\|\dot W\|^2/\mathcal L$ over 1 + |log ℒ(0) - log ℒ(t)|. None unless the
@@ -147,6 +149,7 @@ class Solution(eqx.Module):
         "autodiff" (whatever automatic differentiation returns: near kinks this need not
         be the flow, see `energy_defect`).
     - `inclusion`: a [`gflow.Inclusion`][], or None.
+    - `flow`: "gradient", or the class of `gflow.flows` that it is a solution of.
     - `clock`, `solver`: what the solve ran with, or began with.
     - `parts`: what ran where, a [`gflow.Part`][] each.
     - `rtol`: the tolerance it ran with.
@@ -177,6 +180,7 @@ class Solution(eqx.Module):
     kinks: str = eqx.field(static=True, default="none")
     clock: str = eqx.field(static=True, default="")
     solver: str = eqx.field(static=True, default="")
+    flow: str = eqx.field(static=True, default="gradient")
 
     @property
     def t(self) -> Float[Array, "*lanes times"]:

@@ -116,3 +116,10 @@ def log_time_after(t0: Any, log_elapsed: Float[Array, "..."]) -> Float[Array, ".
     before = jnp.log(jnp.where(time < 0, jnp.nan, time))
     before = jnp.where(jnp.isinf(time), log_elapsed, before)
     return jnp.where(start < 0, before, after)
+
+
+def time_after(t0: Any, log_elapsed: Float[Array, "..."]) -> Float[Array, "..."]:
+    """t0 + e^log_elapsed as a number; inf where it overflows."""
+    if isinstance(t0, Exp):
+        return jnp.exp(log_time_after(t0, log_elapsed))
+    return jnp.asarray(t0, log_elapsed.dtype) + jnp.exp(log_elapsed)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._check import Degree, checked_problem
+from .._motion import GRADIENT_FLOWS
 from .._norms import angle, log_norm
 from .._problem import Problem, dtype_of, like_params
 from .._saved import has_time_axis
@@ -165,6 +166,11 @@ def problem_of(solution: Any, data: Any, loss: Any) -> tuple[Problem, Params]:
             "one of a single flow; pick a lane, as in jax.tree.map(lambda leaf: "
             "leaf[0], eqx.filter(solution, eqx.is_array)) combined with the rest, or "
             "integrate that one alone."
+        )
+    if solution.flow not in GRADIENT_FLOWS:
+        raise ValueError(
+            f"the laws are those of the gradient flow, and this is a solution of the "
+            f"flow {solution.flow}; its own balance is solution.energy_defect."
         )
     if isinstance(solution.final, dict):
         raise ValueError(

@@ -13,6 +13,7 @@ from ._fixed import Fixed as Fixed
 from ._fixed import trainable as trainable
 from ._linear import Flatten as Flatten
 from ._linear import Linear as Linear
+from ._linearised import Linearised as Linearised
 from ._mlp import MLP as MLP
 from ._mlp import DeepLinear as DeepLinear
 from ._pool import AvgPool2d as AvgPool2d
