@@ -340,5 +340,5 @@ def check_resume(
         )
 
 
-def _shapes(params: Params) -> list[tuple[tuple[int, ...], str]]:
-    return [(leaf.shape, str(leaf.dtype)) for leaf in jtu.tree_leaves(params)]
+def _shapes(state: Any) -> list[tuple[tuple[int, ...], str]]:
+    return [(leaf.shape, str(leaf.dtype)) for leaf in jtu.tree_leaves(state)]

@@ -47,8 +47,8 @@ class Natural(AbstractMotion):
     With `constrained`, the metric is that of the spheres ‖V_k‖₂ = 1 at fixed ρ_k =
     ‖W_k(t0)‖, and the flow descends on them. (Where outputs can no longer move freely,
     as where the loss is least on the sphere of a network of several layers, F becomes
-    singular and the flow with δ = 0 runs into that in finite time: give a δ.) With the Euclidean metric instead, which
-    δ → ∞ leads to (in units of time of δ), that is
+    singular and the flow with δ = 0 runs into that in finite time: give a δ.) With the
+    Euclidean metric instead, which δ → ∞ leads to (in units of time of δ), that is
     [`gflow.flows.TangentGradient`][], with which the true gradient method coincides in
     continuous time.
 

@@ -30,7 +30,8 @@ class OnSpheres(eqx.Module):
     v: Params
 
 
-Vectors = list[Float[Array, " entries"]]
+# Of any lengths.
+Vectors = list[Float[Array, " _"]]
 
 
 def vectors(tree: Params, per_layer: bool) -> Vectors:
