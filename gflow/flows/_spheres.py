@@ -122,8 +122,13 @@ def check_rho(
             "return one number for all, or one for each."
         )
     check_finite_times(t0, t1, dtype, "a norm that is prescribed as rho(t)")
-    if is_concrete(t0) and is_concrete((rho, t0)):
-        first = np.asarray(_values(rho, jnp.asarray(number_of(t0), dtype), dtype))
+    if is_concrete((rho, t0)):
+        # Numbers also where this is traced, unless ρ depends on what is.
+        with jax.ensure_compile_time_eval():
+            first = _values(rho, jnp.asarray(number_of(t0), dtype), dtype)
+        if not is_concrete(first):
+            return
+        first = np.asarray(first)
         if not (np.all(np.isfinite(first)) and np.all(first > 0)):
             raise ValueError(
                 f"rho(t0) = {first.tolist()} is not a positive number; prescribe "
