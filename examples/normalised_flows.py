@@ -21,7 +21,6 @@ import math
 import pathlib
 import time
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -144,26 +143,23 @@ def spheres(last):
             (0.0, gflow.exp(last)),
             clock=gflow.clocks.LogTime(),
             # Late, V relaxes much faster than ρ moves.
-            solver=diffrax.Kvaerno5() if p == 2 else None,
+            solver=gflow.solvers.RKC3() if p == 2 else None,
             rtol=1e-7,
             flow=gflow.flows.TangentGradient(
                 name, rho=lambda t: 1 + 0.5 * jnp.log1p(t)
             ),
         )
         w = curve(solution)
-        rho = 1 + last / 2
         v = w / np.linalg.norm(w, p, axis=1, keepdims=True)
         found[name] = {
             "v": v,
             "steps": int(solution.stats["num_steps"]),
-            "norm": np.linalg.norm(w[-1], p) / rho,
+            "norm": np.linalg.norm(w[-1], p) / (1 + last / 2),
             "angle": math.degrees(math.atan2(w[-1, 1], w[-1, 0])),
             "margin": (X @ v[-1]).min(),
             # By direct search over directions, for the margin and for ℒ at the norm ρ.
             "best": best(lambda a, p=p: (X @ on_sphere(a, p)).min()),
-            "least": best(
-                lambda a, p=p: -np.logaddexp.reduce(-rho * X @ on_sphere(a, p))
-            ),
+            "least": best(lambda a, p=p: -loss_at((1 + last / 2) * on_sphere(a, p))),
         }
     return found
 
@@ -190,7 +186,7 @@ def picture(one, two, path):
             1,
             3,
             figsize=(11.5, 3.8),
-            width_ratios=(4.4, 3.6, 3.4),
+            width_ratios=(4.2, 3.6, 3.8),
             layout="constrained",
         )
         time_panel(axes[0], one)
@@ -241,7 +237,7 @@ def time_panel(ax, found):
     )
     ax.set(
         xlim=(0, t[-1]),
-        ylim=(-0.6, 1.35 * max(w[0].max(), w[1].max())),
+        ylim=(-0.6, 1.25 * max(w[0].max(), w[1].max())),
         xlabel="$t$",
         ylabel="weights",
         title="The same flow in $(\\rho, V)$, another by weight norm",
@@ -264,7 +260,8 @@ class Pair:
 
 def plane_panel(ax, found):
     reach = max(np.abs(one["w"]).max() for one in found.values())
-    a, b = np.linspace(-0.75, 1.12 * reach, 200), np.linspace(-0.25, 1.05, 200)
+    high = max(one["w"][:, 1].max() for one in found.values())
+    a, b = np.linspace(-0.6, 1.1 * reach, 200), np.linspace(0.35, 1.12 * high, 200)
     margins = a[None, :, None] * X[:, 0] + b[:, None, None] * X[:, 1]
     log_loss = np.log(np.exp(-margins).sum(axis=-1))
     ax.contour(a, b, log_loss, 16, colors="0.85", linewidths=0.7, linestyles="-")
@@ -286,13 +283,15 @@ def plane_panel(ax, found):
                 ax.annotate(
                     f"$t={m:g}$",
                     one["w"][k],
-                    xytext=(2, -12) if k else (4, 0),
+                    xytext=(1, -13),
                     textcoords="offset points",
                     fontsize=7.5,
                     color=colour,
                 )
     ax.plot(*START, "o", color="black", ms=5)
-    ax.annotate("start", START, xytext=(5, 4), textcoords="offset points", fontsize=8.5)
+    ax.annotate(
+        "start", START, xytext=(-4, -13), textcoords="offset points", fontsize=8.5
+    )
     ax.set(
         xlim=(a[0], a[-1]),
         ylim=(b[0], b[-1]),
@@ -318,7 +317,7 @@ def sphere_panel(ax, found):
     ax.plot(0, 0, ".", color=GREY, ms=4)
     ax.set(
         xlim=(-0.75, 1.5),
-        ylim=(-0.35, 1.42),
+        ylim=(-0.5, 1.5),
         aspect="equal",
         xlabel="$v_1$",
         ylabel="$v_2$",
