@@ -39,8 +39,8 @@ class HeavyBall(AbstractMotion):
     Nesterov's method (start at t0 > 0). The loss need not fall, but $\mathcal L +
     \tfrac m2\|\dot W\|^2$ does. The state is a [`gflow.flows.Moving`][].
 
-    With a large γ/m the velocity relaxes fast, and an ordinary explicit solver is limited
-    to steps of a few m/γ: `solver=gflow.solvers.RKC3()` is not.
+    With a large γ/m the velocity relaxes fast, and an ordinary explicit solver is
+    limited to steps of a few m/γ: `solver=gflow.solvers.RKC3()` is not.
 
     **Arguments:**
 
