@@ -62,7 +62,8 @@ class Engine(eqx.Module):
     def args(self) -> FlowField | None:
         """What a solver is told beyond the term."""
         looks = isinstance(inner_solver(self.solver), (PrimalDual, BDF))
-        return self.field if looks else None
+        # What they look at is the gradient flow's own.
+        return self.field if looks and self.field.flow is None else None
 
     def start(self, reading: Scalar, end: Scalar, state: FlowState) -> Position:
         """The position at t0, with the first step chosen."""

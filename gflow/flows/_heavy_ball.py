@@ -40,7 +40,8 @@ class HeavyBall(AbstractMotion):
     \tfrac m2\|\dot W\|^2$ does. The state is a [`gflow.flows.Moving`][].
 
     With a large γ/m the velocity relaxes fast, and an ordinary explicit solver is
-    limited to steps of a few m/γ: `solver=gflow.solvers.RKC3()` is not.
+    limited to steps of a few m/γ: [`gflow.solvers.BDF`][] and
+    [`gflow.solvers.RKC3`][] are not.
 
     **Arguments:**
 
