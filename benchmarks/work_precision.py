@@ -59,6 +59,7 @@ class Solver:
 
 # To add a solver, add a line.
 SOLVERS = {
+    "BDF": Solver(integrated(gflow.solvers.BDF()), color="#000000"),
     "RKC2": Solver(integrated(gflow.solvers.RKC2()), color="#56B4E9"),
     "RKC3": Solver(integrated(gflow.solvers.RKC3()), color="#0072B2"),
     "CVODE-dq": Solver(functools.partial(cvode, exact=False), color="#D55E00"),
@@ -67,7 +68,7 @@ SOLVERS = {
     "Dopri8": Solver(explicit(diffrax.Dopri8()), color="#117733", style="--"),
     "Kvaerno5": Solver(implicit(diffrax.Kvaerno5()), COARSE, color="#CC79A7"),
     "LSODA": Solver(scipy_method("LSODA"), FINE[::2], color="0.2", style=":"),
-    "BDF": Solver(scipy_method("BDF"), COARSE, color="0.45", style=":"),
+    "SciPy BDF": Solver(scipy_method("BDF"), COARSE, color="0.45", style=":"),
     "Radau": Solver(scipy_method("Radau"), COARSE, color="0.65", style=":"),
 }
 

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._check import Degree
+from ._controller import Tolerances
 from ._frozen import Frozen
 from ._norms import array_norm, log_norm
 from ._plan import Route
@@ -154,8 +155,7 @@ def chosen_routes(
     degree: Degree,
     t0: Any,
     t1: Any,
-    rtol: Any,
-    atol: Any,
+    tolerances: Tolerances,
     *,
     free: bool,
     relayed: bool,
@@ -173,7 +173,7 @@ def chosen_routes(
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
-    chosen = checked_solver(solver, degree, dtype, rtol, atol)
+    chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
         chosen = _following(chosen, frozen, params, branch)
     first = Route(clock, chosen)
@@ -187,7 +187,7 @@ def chosen_routes(
             return (first,)
     except ValueError:
         return (first,)
-    late: Any = _completed(PrimalDual(), degree, dtype, rtol)
+    late: Any = _completed(PrimalDual(), degree, dtype, tolerances.rtol)
     if frozen is not None:
         late = _following(late, frozen, params, branch)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
@@ -223,7 +223,7 @@ def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:
 
 
 def checked_solver(
-    solver: Any, degree: Degree, dtype: Any, rtol: Any, atol: Any
+    solver: Any, degree: Degree, dtype: Any, tolerances: Tolerances
 ) -> dfx.AbstractSolver:
     """The user's solver, completed, or the default."""
     if solver is None:
@@ -241,9 +241,9 @@ def checked_solver(
             "steps drive Diffrax yourself with gflow.vector_field."
         )
     if isinstance(solver, PrimalDual):
-        return _completed(solver, degree, dtype, rtol)
+        return _completed(solver, degree, dtype, tolerances.rtol)
     if isinstance(solver, BDF):
-        return BDF(jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype))
+        return BDF(tolerances.rtol, tolerances.atol, tolerances.by_rows)
     return solver
 
 

@@ -12,7 +12,32 @@ import optimistix as optx
 
 from ._flow import FlowState, Work, sizes
 from ._norms import array_norm
-from ._types import Scalar
+from ._problem import dtype_of
+from ._types import BoolScalar, Params, Scalar
+
+
+# Arrays of smaller norm are leaving a saddle, each part of them at its own pace.
+_TINY = 1e-3
+
+
+class Tolerances(eqx.Module):
+    """What the local error of a step is held to."""
+
+    rtol: Scalar
+    atol: Scalar
+    by_rows: BoolScalar
+
+
+def tolerances(rtol: Any, atol: Any, rows: str | None, params: Params) -> Tolerances:
+    """As asked for or, where `rows` is None, as suits the start."""
+    dtype = dtype_of(params)
+    if rows is None:
+        norms = [array_norm(leaf).astype(dtype) for leaf in jtu.tree_leaves(params)]
+        tiny = [(norm > 0) & (norm < _TINY) for norm in norms]
+        by_rows = jnp.any(jnp.stack(tiny))
+    else:
+        by_rows = jnp.asarray(rows == "rows")
+    return Tolerances(jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype), by_rows)
 
 
 class ControllerState(eqx.Module):
@@ -34,15 +59,18 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
 
     Diffrax's own norm averages over all entries and its relative scale is entry by
     entry; here each parameter array k is measured by its norm, so that a small layer
-    near a saddle keeps its direction, and `atol=0` works at ‖W‖ = 1e-60. The
+    near a saddle keeps its direction, and `atol=0` works at ‖W‖ = 1e-60. With `by_rows`
+    k numbers the rows of the arrays: what is tiny within an array grows as it should.
+    The
     bookkeeping (dissipation, path length, log-time) is held to an absolute error of
     rtol, in its own units (the first two relative to their values above one). `pid`
     then decides from these scalars.
     """
 
     pid: dfx.PIDController
-    rtol: Scalar
+    rtol: Scalar  # Diffrax asks for these two
     atol: Scalar
+    by_rows: BoolScalar
     # Diffrax hands this to the root finders of implicit solvers.
     norm: Callable[[Any], Scalar] = optx.rms_norm
     resume: ControllerState | None = None
@@ -57,14 +85,14 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             return self.resume.next_end, self.resume
         if dt0 is None:
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
-        scales, _, _ = scalars(y0, y0, y0)
+        scales, _, _ = measures(y0, y0, y0, self.by_rows)
         end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
         return end, ControllerState(inner, end, y0.work)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        size0, size1, error = scalars(y0, y1_candidate, y_error)
+        size0, size1, error = measures(y0, y1_candidate, y_error, self.by_rows)
         keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
             t0, t1, size0, size1, args, error, error_order, controller_state.inner
         )
@@ -115,11 +143,17 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
 
 
-def scalars(y0: Any, y1: Any, error: Any) -> tuple[Any, Any, Any]:
-    """Sizes before and after a step, and of its error: one number for each array."""
+def measures(y0: Any, y1: Any, error: Any, by_rows: BoolScalar) -> tuple[Any, Any, Any]:
+    """Sizes before and after a step, and of its error.
+
+    Of each parameter array as many numbers as it has rows: all the norm of the array
+    or, if `by_rows`, each its row's.
+    """
     y0, y1, error = integrated(y0), integrated(y1), integrated(error)
-    size0, size1, err = sizes(y0), sizes(y1), sizes(error)
-    bad = jnp.any(jnp.stack([~jnp.isfinite(x) for x in jtu.tree_leaves((size1, err))]))
+    size0, size1, err = (sizes(y, by_rows) for y in (y0, y1, error))
+    bad = jnp.any(
+        jnp.stack([jnp.any(~jnp.isfinite(x)) for x in jtu.tree_leaves((size1, err))])
+    )
     # A trial step outside the field's domain is a failed step.
     size1 = jtu.tree_map(lambda a, b: jnp.where(bad, a, b), size0, size1)
     err = jtu.tree_map(lambda e: jnp.where(bad, jnp.inf, e), err)
@@ -153,8 +187,7 @@ def integrated(state: FlowState) -> FlowState:
 
 
 def relative_to_arrays(
-    rtol: Scalar,
-    atol: Scalar,
+    held: Tolerances,
     *,
     error_to_cut: bool = False,
     own_steps: bool = False,
@@ -165,13 +198,19 @@ def relative_to_arrays(
     """
     p, i = (0.0, 1.0) if own_steps else (0.3, 0.4)
     pid = dfx.PIDController(
-        rtol=rtol, atol=atol, pcoeff=p, icoeff=i, dcoeff=0.0, norm=_largest
+        rtol=held.rtol, atol=held.atol, pcoeff=p, icoeff=i, dcoeff=0.0, norm=_largest
     )
-    return RelativeToArrays(pid=pid, rtol=rtol, atol=atol, error_to_cut=error_to_cut)
+    return RelativeToArrays(
+        pid=pid,
+        rtol=held.rtol,
+        atol=held.atol,
+        by_rows=held.by_rows,
+        error_to_cut=error_to_cut,
+    )
 
 
-def _largest(scalars) -> Scalar:
-    return jnp.max(jnp.stack([jnp.abs(x) for x in jtu.tree_leaves(scalars)]))
+def _largest(sizes) -> Scalar:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jtu.tree_leaves(sizes)]))
 
 
 def _largest_ratio(sizes, scales) -> Scalar:

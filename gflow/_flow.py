@@ -9,10 +9,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
-from ._norms import array_norm, inner, log_norm, unit
+from ._norms import array_norm, inner, log_norm, row_norms, unit
 from ._problem import AbstractProblem
 from ._times import time_after
-from ._types import Params, Scalar
+from ._types import BoolScalar, Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
 from .fields import GradientField, Velocity
 from .flows import AbstractMotion
@@ -249,9 +249,15 @@ def loss_in_units(
     )
 
 
-def sizes(state: FlowState) -> FlowState:
-    """The norm of each parameter array, and the bookkeeping's absolute values."""
+def sizes(state: FlowState, by_rows: BoolScalar) -> FlowState:
+    """The norm of each parameter array, and the bookkeeping's absolute values.
+
+    It is there for every row of the array, or the row's own is.
+    """
+
+    def norms(leaf: Array) -> Array:
+        rows = row_norms(leaf)
+        return jnp.where(by_rows, rows, array_norm(leaf))
+
     sized = jtu.tree_map(jnp.abs, state)
-    return eqx.tree_at(
-        lambda s: s.params, sized, jtu.tree_map(array_norm, state.params)
-    )
+    return eqx.tree_at(lambda s: s.params, sized, jtu.tree_map(norms, state.params))

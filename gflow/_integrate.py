@@ -18,6 +18,7 @@ from ._choose import (
     chosen_routes,
     save_mode,
 )
+from ._controller import tolerances
 from ._engine import interpolates_well
 from ._events import checked_events
 from ._frozen import frozen, has_kinks
@@ -69,6 +70,7 @@ def integrate(
     solver: Any = None,
     rtol: Any = 1e-6,
     atol: Any = 0.0,
+    error_by: Any = None,
     max_steps: Any = None,
     events: Any = None,
     progress: bool = False,
@@ -120,6 +122,10 @@ def integrate(
         fails there: see the solution's `parts`.
     - `rtol`, `atol`: the local error $e_k$ of each parameter array $W_k$ is held to
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
+    - `error_by`: what $W_k$ is in that: "arrays" or "rows", the slices of the arrays
+        along their first axis (a neuron's weights; an entry of a vector), so that those
+        at 1e-60 leave a saddle when they should though others are of order one. None
+        takes "rows" if an array's norm is below 1e-3 at the start, else "arrays".
     - `max_steps`: of each part of the solve; None for 1,000,000 (4,096 with
         `save_at="steps"`, which keeps all).
     - `events`: functions of the observed state; the solve stops where one changes sign
@@ -191,6 +197,11 @@ def integrate(
     t_span, to_limit = _finite_span(t_span, problem, params, degree, late=late)
     t0, t1 = checked_span(t_span)
     check_tolerances(rtol, atol, dtype)
+    if error_by not in (None, "arrays", "rows"):
+        raise ValueError(
+            f"error_by={error_by!r} is not known; use 'arrays', 'rows' or None."
+        )
+    held = tolerances(rtol, atol, error_by, params)
     observers = named(observe, KNOWN)
     observed_degree = degree.needed_for(observers)
     check_observers(observers, problem, params, observed_degree)
@@ -203,8 +214,7 @@ def integrate(
         degree,
         t0,
         t1,
-        rtol,
-        atol,
+        held,
         free=free,
         relayed=resume is not None and isinstance(resume.position, Baton),
         frozen=found,
@@ -240,8 +250,7 @@ def integrate(
         params,
         plan,
         schedule,
-        jnp.asarray(rtol, dtype),
-        jnp.asarray(atol, dtype),
+        held,
         resume,
         motion,
         flow_name,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
-from ._controller import relative_to_arrays
+from ._controller import Tolerances, relative_to_arrays
 from ._engine import (
     Engine,
     Position,
@@ -195,8 +195,7 @@ def runner(
     plan: Plan,
     schedule: Schedule,
     number: int,
-    rtol: Scalar,
-    atol: Scalar,
+    tolerances: Tolerances,
     log_unit: Scalar,
     resumed: Any,
     flow: AbstractMotion | None = None,
@@ -229,8 +228,7 @@ def runner(
         field=field,
         solver=route.solver,
         controller=relative_to_arrays(
-            rtol,
-            atol,
+            tolerances,
             own_steps=isinstance(route.solver, BDF),
             error_to_cut=isinstance(inner_solver(route.solver), PrimalDual),
         ),

@@ -39,6 +39,12 @@ def array_norm(x: Float[Array, "..."]) -> Scalar:
     return scale * jnp.sqrt(jnp.sum((x / safe) ** 2))
 
 
+def row_norms(x: Float[Array, "..."]) -> Float[Array, " rows"]:
+    """‖x_i‖₂ of each x_i along the first axis: |x_i| of a vector, |x| of a number."""
+    rows = x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
+    return jax.vmap(array_norm)(rows)
+
+
 def log_norm(tree: PyTree[Float[Array, "..."]]) -> Scalar:
     """log ‖x‖₂ of all the arrays of a PyTree together; -inf if all are zero."""
     leaves = _same_dtype(tree)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from ._controller import Tolerances
 from ._engine import Position
 from ._flow import log_unit, loss_in_units
 from ._leg import Leg, runner
@@ -30,8 +31,7 @@ def run(
     params: Params,
     plan: Plan,
     schedule: Schedule,
-    rtol: Scalar,
-    atol: Scalar,
+    tolerances: Tolerances,
     resume: Resume | None,
     flow: AbstractMotion | None = None,
     flow_name: str = "gradient",
@@ -54,8 +54,7 @@ def run(
             plan,
             schedule,
             number,
-            rtol,
-            atol,
+            tolerances,
             log_energy,
             resumed,
             flow,
@@ -133,7 +132,7 @@ def run(
             solver_name,
             flow_name,
         ),
-        rtol=rtol,
+        rtol=tolerances.rtol,
         parts=_parts(plan, schedule, legs),
         inclusion=_inclusion(schedule, plan, legs, states.pins, reached),
         kinks=plan.kinks,

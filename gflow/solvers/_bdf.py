@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Float
 
 from .._controller import integrated
@@ -19,7 +18,7 @@ from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
 from ._bill import billed
 from ._chord import Found, solve
-from ._curvature import Curvature, cost, gauss_newton, no_curvature, shape_of_outputs
+from ._curvature import Curvature, cost, gauss_newton, no_curvature, num_rows
 from ._order import SAFETY, choose
 from ._tolerance import Tolerance
 
@@ -65,7 +64,9 @@ class BDF(dfx.AbstractAdaptiveSolver):
     learned from the iterations (Anderson acceleration). About two gradients a step, and
     steps as long as accuracy allows, whatever the sharpness.
 
-    Memory is (14 + n) P numbers, n the number of outputs of all examples.
+    Memory is (20 + 2r) P numbers, r the number of outputs of all examples, or of the
+    largest eigenvalues of $J^\top D J$ that are kept if P is large (4e6/P, at least
+    sixteen); while these are computed, n P more.
 
     **Arguments:**
 
@@ -91,6 +92,8 @@ class BDF(dfx.AbstractAdaptiveSolver):
 
     rtol: Any = None
     atol: Any = None
+    # Whether the controller measures rows. (Of gflow's own.)
+    by_rows: Any = None
 
     def order(self, terms: Any) -> int:
         return past.MOST
@@ -115,9 +118,8 @@ class BDF(dfx.AbstractAdaptiveSolver):
         dtype = now.dtype
         h = jnp.asarray(t1 - t0, dtype)
         points = jnp.zeros((past.NUM_PAST, now.shape[0]), dtype)
-        field, number = _field(args), 0
-        if field is not None:
-            number = int(np.prod(shape_of_outputs(field.field.problem, y0.params)))
+        field = _field(args)
+        number = 0 if field is None else num_rows(field, y0.params)
         num_coupled = _num_coupled(y0)
         blank = no_curvature(now[:num_coupled], number)
         whole = jnp.asarray(0)
@@ -152,7 +154,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
         gamma = 1 / slopes[0]
         ahead = past.at(state.gaps, past.first(k + 1, past.NUM_PAST), h)
         base, guess = past.combined(jnp.stack([-gamma * slopes[1:], ahead]), points)
-        tolerance = Tolerance(self.rtol, self.atol)
+        tolerance = Tolerance(self.rtol, self.atol, self.by_rows)
         # By what a change of the new point changes the estimated error.
         share = gamma / (h - state.gaps[k])
         num_coupled = _num_coupled(y0)
@@ -244,9 +246,13 @@ def _tried(
         before, renew = carry
         curvature = before.curvature
         if can:
-            new = jax.lax.cond(anywhere(renew), renewed, lambda: before.curvature)
-            curvature = jtu.tree_map(
-                lambda a, b: jnp.where(renew, a, b), new, before.curvature
+            # (Where no lane of `vmap` needs it, nothing is copied.)
+            curvature = jax.lax.cond(
+                anywhere(renew),
+                lambda: jtu.tree_map(
+                    lambda a, b: jnp.where(renew, a, b), renewed(), before.curvature
+                ),
+                lambda: before.curvature,
             )
         found = attempt(curvature)
         fresh = before.fresh | renew

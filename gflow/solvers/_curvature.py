@@ -18,6 +18,11 @@ from ..fields import Velocity
 from ..nn import Batched
 
 
+# In all, and eigenvalues whatever P.
+_NUMBERS_KEPT = 4_000_000
+_LEAST_KEPT = 16
+
+
 class Curvature(eqx.Module):
     r"""$A^\top A$, in place of minus the Jacobian: $AA^\top$ is diagonal."""
 
@@ -65,9 +70,11 @@ def gauss_newton(field: FlowField, reading: Scalar, state: FlowState) -> Curvatu
     slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
     values, vectors = jnp.linalg.eigh((slopes + slopes.T) / 2)
     root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    rows = root @ _jacobian(problem, params)
-    squares, turn = jnp.linalg.eigh(rows @ rows.T)
-    return Curvature(turn.T @ rows, jnp.maximum(squares, 0))
+    jacobian = _jacobian(problem, params)
+    squares, turn = jnp.linalg.eigh(root @ (jacobian @ jacobian.T) @ root.T)
+    kept = num_rows(field, params)
+    rows = (turn[:, -kept:].T @ root) @ jacobian
+    return Curvature(rows, jnp.maximum(squares[-kept:], 0))
 
 
 def _jacobian(problem: AbstractProblem, params: Params) -> Float[Array, "m P"]:
@@ -85,7 +92,14 @@ def _jacobian(problem: AbstractProblem, params: Params) -> Float[Array, "m P"]:
     return flatten_rows(jtu.tree_unflatten(jtu.tree_structure(params), rows))
 
 
-def shape_of_outputs(problem: AbstractProblem, params: Params) -> tuple[int, ...]:
+def num_rows(field: FlowField, params: Params) -> int:
+    """How many eigenvalues are kept: all, or the largest if P is large."""
+    number = int(np.prod(_shape_of_outputs(field.field.problem, params)))
+    size = sum(leaf.size for leaf in jtu.tree_leaves(params))
+    return min(number, max(_LEAST_KEPT, _NUMBERS_KEPT // size))
+
+
+def _shape_of_outputs(problem: AbstractProblem, params: Params) -> tuple[int, ...]:
     """(n, ...), without evaluating anything."""
     return eqx.filter_eval_shape(problem.outputs, params).shape
 
@@ -93,6 +107,6 @@ def shape_of_outputs(problem: AbstractProblem, params: Params) -> tuple[int, ...
 def cost(field: FlowField, params: Params) -> int:
     """Of `gauss_newton`, in gradients."""
     problem = field.field.problem
-    shape = shape_of_outputs(problem, params)
+    shape = _shape_of_outputs(problem, params)
     each = int(np.prod(shape if isinstance(problem.static, Batched) else shape[1:]))
     return each + (0 if isinstance(field.clock, AbstractTimeClock) else 1)
