@@ -16,6 +16,7 @@ from ._plan import Route
 from ._problem import Problem, dtype_of
 from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
+from ._stiffness import affords_curvature, is_stiff
 from ._times import Exp, is_concrete, log_elapsed
 from ._types import Params
 from .clocks import (
@@ -28,13 +29,15 @@ from .clocks import (
     Physical,
 )
 from .fields import GradientField
-from .solvers import BDF, PrimalDual
+from .solvers import BDF, RKC3, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 
 
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
 _PINS = 64
 _FEW_PARAMETERS = 20_000
+# Log of the longest span in which stiffness at the start tells about the whole.
+_LONG = 30.0
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -158,39 +161,66 @@ def chosen_routes(
     tolerances: Tolerances,
     *,
     free: bool,
-    relayed: bool,
+    resumed: Resume | None,
+    smooth: bool,
     frozen: Frozen | None,
     branch: str,
 ) -> tuple[Route, ...]:
     """The user's clock and solver, or those for the problem.
 
     Where neither was asked for and the span is long: an explicit solver to separation,
-    the late phase's, and an explicit one if that should fail. `relayed`: whether a
-    solve to resume did so. `frozen`: the problem whose kinks are to be followed.
+    the late phase's, and an explicit one if that should fail. `resumed`: the solve to
+    go on with. `frozen`: the problem whose kinks are to be followed.
     """
+    relayed = resumed is not None and isinstance(resumed.position, Baton)
     dtype = dtype_of(params)
     free = free and clock is None and solver is None
     clock = checked_clock(clock, solver, problem, params, t0, t1, dtype)
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
+    span = log_elapsed(t1, t0)
+    relays = free and problem.is_tailed and _may_relay(degree, span, relayed)
+    if solver is None and not relays and smooth:
+        solver = _suited(problem, params, clock, span, resumed)
     chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
         chosen = _following(chosen, frozen, params, branch)
     first = Route(clock, chosen)
-    if not (free and problem.is_tailed):
-        return (first,)
-    span = log_elapsed(t1, t0)
-    if not relayed and is_concrete(span) and not may_pay(span):
-        return (first,)
-    try:
-        if degree.needed_by("the late phase") <= 0:
-            return (first,)
-    except ValueError:
+    if not relays:
         return (first,)
     late: Any = _completed(PrimalDual(), degree, dtype, tolerances.rtol)
     if frozen is not None:
         late = _following(late, frozen, params, branch)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
+
+
+def _may_relay(degree: Degree, span: Any, relayed: bool) -> bool:
+    """Whether the late phase has a solver of its own, and may come."""
+    if not relayed and is_concrete(span) and not may_pay(span):
+        return False
+    try:
+        return degree.needed_by("the late phase") > 0
+    except ValueError:
+        return False
+
+
+def _suited(
+    problem: Problem, params: Params, clock: AbstractClock, span: Any, resumed: Any
+) -> dfx.AbstractSolver:
+    """The solver for a flow without kinks: by its stiffness, if that can be known."""
+    if resumed is not None:
+        return {"BDF": BDF(), "RKC3": RKC3()}.get(resumed.solver, dfx.Tsit5())
+    known = isinstance(clock, AbstractTimeClock) and is_concrete(
+        (problem, params, span)
+    )
+    if (
+        not known
+        or np.ndim(span)
+        or span > _LONG
+        or not is_stiff(problem, params, span)
+    ):
+        return dfx.Tsit5()
+    return BDF() if affords_curvature(problem, params) else RKC3()
 
 
 def _following(

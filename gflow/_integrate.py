@@ -32,7 +32,6 @@ from ._motion import (
 from ._norms import array_norm
 from ._plan import Plan, Schedule, resolved, scheduled
 from ._problem import Problem, dtype_of
-from ._relay import Baton
 from ._run import run
 from ._saved import has_time_axis, thrown
 from ._solution import Resume, Solution
@@ -115,7 +114,10 @@ def integrate(
         and `EFolds` from weights so small that the time they rest hides the time
         they need to escape (if their values are known, not traced).
     - `solver`: any Diffrax solver with an error estimate, or one of
-        [`gflow.solvers`][]. None takes Tsit5. With neither clock nor solver given, a
+        [`gflow.solvers`][]. None takes Tsit5 or, for a smooth model where the sharpness
+        at the start times t1 - t0 is above 200 (if both are known, not traced),
+        [`gflow.solvers.BDF`][], and [`gflow.solvers.RKC3`][] where that would need too
+        much memory: see the solution's `solver`. With neither clock nor solver given, a
         loss with an exponential tail, a homogeneous model, no events and log t1 > 300,
         the solve goes over to [`gflow.solvers.PrimalDual`][] once the
         data are separated (or 500 steps were taken) if that is cheaper, and back if it
@@ -216,7 +218,8 @@ def integrate(
         t1,
         held,
         free=free,
-        relayed=resume is not None and isinstance(resume.position, Baton),
+        resumed=resume,
+        smooth=smooth,
         frozen=found,
         branch=branch,
     )
