@@ -219,7 +219,7 @@ def integrate(
         held,
         free=free,
         resumed=resume,
-        smooth=smooth,
+        smooth=smooth and motion is None,
         frozen=found,
         branch=branch,
     )

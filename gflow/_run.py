@@ -19,7 +19,7 @@ from ._relay import joined, relay
 from ._saved import masked, seen_at
 from ._solution import RESULTS, Inclusion, Part, Resume, Solution
 from ._times import log_time_after, time_after
-from ._types import IntScalar, Params, Scalar
+from ._types import IntScalar, Params
 from .fields import GradientField
 from .flows import AbstractMotion
 from .solvers._filippov import Filippov
