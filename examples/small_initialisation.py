@@ -1,4 +1,4 @@
-r"""From small weights and from a saddle: directions converge before anything else moves.
+r"""From small weights and from a saddle: directions converge first.
 
     python examples/small_initialisation.py [--output FOLDER] [--quick]
 
@@ -12,9 +12,9 @@ under the square loss.
 neural correlation function (NCF) 𝒩(θ) = Σ_i z_i max(0, ⟨θ, x_i⟩)², z = y, at a rate
 that the NCF predicts, on the same curve from every δ.
 
-*Saddle* (KH Figure 4, Theorem 5.5): ten neurons fit the labels of one half plane and ten
-are zero; from 1e-6 and 1e-30 beside it. The small ones converge to KKT points of the
-NCF of the residual, z = y - Φ; one of them sees no residual, and stays.
+*Saddle* (KH Figure 4, Theorem 5.5): ten neurons fit the labels of one half plane and
+ten are zero; from 1e-6 and 1e-30 beside it. The small ones converge to KKT points of
+the NCF of the residual, z = y - Φ; one of them sees no residual, and stays.
 
 The labels are ours: y_i = 3 max(0, ⟨u, x_i⟩)² + 4 max(0, ⟨-u, x_i⟩)², ‖u‖ = 1.
 """
@@ -23,7 +23,6 @@ import argparse
 import math
 import pathlib
 import time
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -224,9 +223,9 @@ def read(solution, log_size):
 
 
 def at_half(found, values):
-    """Values where the small norm is ‖W_0‖^{1/2}: half of the way to one, in logarithms.
+    """Values where the small norm has grown from δ to δ^{1/2}.
 
-    Interpolated between saved times, logarithmically.
+    Half of the way to one, in logarithms; interpolated between saved times.
     """
     rows = []
     for i, size in enumerate(found["log_size"]):
@@ -263,16 +262,17 @@ def fitted_slopes(found, target):
 def early_table(found):
     circle = found["circle"]
     print(f"Small initialisation: {NEURONS} squared ReLU neurons, {POINTS} points")
+    print("Fall of the loss and largest KKT residuals where ‖W‖ = ‖W_0‖^(1/2):")
     print(
-        f"{'‖W_0‖':>7} {'steps':>6} {'gradients':>10} {'defect':>8}   where ‖W‖ = "
-        f"‖W_0‖^(1/2): {'loss fallen by':>15} {'KKT residuals':>20}"
+        f"{'‖W_0‖':>7} {'steps':>6} {'gradients':>10} {'defect':>8} {'loss by':>8} "
+        f"{'first KKT':>10} {'second':>8}"
     )
     for i, norm in enumerate(found["norms"]):
         worst = [found["aligned"][i, found["target"] == k].max() for k in (0, 1)]
         print(
             f"{norm:>7.0e} {found['steps'][i]:>6} {found['gradients'][i]:>10} "
-            f"{found['defect'][i]:>8.1e}   {measured(found['moved then'][i]):>38} "
-            f"{worst[0]:>11.1e} {worst[1]:>8.1e}"
+            f"{found['defect'][i]:>8.1e} {measured(found['moved then'][i]):>8} "
+            f"{worst[0]:>10.1e} {worst[1]:>8.1e}"
         )
     for k, phi in enumerate(circle.maxima):
         count = np.sum(found["target"] == k)
@@ -360,17 +360,17 @@ def saddle_table(found):
     print(
         f"\nSaddle: {NEURONS // 2} neurons fit one half plane, {NEURONS // 2} are zero"
     )
+    print("The same where the small ones have the norm δ^(1/2):")
     print(
-        f"{'δ':>7} {'steps':>6} {'gradients':>10} {'defect':>8}   where the small ones' "
-        f"norm is δ^(1/2): {'loss fallen by':>15} {'large moved by':>15} "
-        f"{'KKT residuals':>14}"
+        f"{'δ':>7} {'steps':>6} {'gradients':>10} {'defect':>8} {'loss by':>8} "
+        f"{'large by':>9} {'KKT':>8}"
     )
     for i, norm in enumerate(found["norms"]):
         print(
             f"{norm:>7.0e} {found['steps'][i]:>6} {found['gradients'][i]:>10} "
-            f"{found['defect'][i]:>8.1e}   {measured(found['moved then'][i]):>53} "
-            f"{measured(found['distance then'][i]):>15} "
-            f"{found['aligned'][i, moves].max():>14.1e}"
+            f"{found['defect'][i]:>8.1e} {measured(found['moved then'][i]):>8} "
+            f"{measured(found['distance then'][i]):>9} "
+            f"{found['aligned'][i, moves].max():>8.1e}"
         )
     low, high = np.degrees(circle.flat[[0, -1]])
     turned = np.angle(np.exp(1j * (found["angle"] - found["angle"][:, :1])))
@@ -378,8 +378,8 @@ def saddle_table(found):
     turned = np.abs(turned[:, :, found["stays"]])[early].max()
     print(
         f"{moves.sum()} neurons to the KKT point at "
-        f"{np.degrees(circle.maxima[0]):.2f}°; {found['stays'].sum()} in the flat part, "
-        f"{low:.1f}° to {high:.1f}°, turns by {turned:.1e} rad meanwhile"
+        f"{np.degrees(circle.maxima[0]):.2f}°; {found['stays'].sum()} in the flat "
+        f"part, {low:.1f}° to {high:.1f}°, turns by {turned:.1e} rad meanwhile"
     )
 
 
@@ -648,8 +648,8 @@ def main():
     saddle_picture(beside, pictures[1])
     print(f"\nPlots: {', '.join(str(path) for path in pictures)}")
     print(
-        f"\nShown: from {min(NORMS):.0e} as from {max(NORMS):.0e}, and beside a saddle, "
-        f"directions come to KKT points of the NCF (residual "
+        f"\nShown: from {min(NORMS):.0e} as from {max(NORMS):.0e}, and beside a "
+        f"saddle, directions come to KKT points of the NCF (residual "
         f"{from_zero['aligned'][-1].max():.0e}) while the norm is "
         f"{math.sqrt(min(NORMS)):.0e}, at the rates that the NCF predicts "
         f"({time.perf_counter() - start:.0f} s)."

@@ -43,6 +43,7 @@ def test_example(name, tmp_path):
 
 def test_every_example_is_tested():
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    # Of the last three the tests are in test_examples_late.py and _kinks.py.
+    # Their tests are in test_examples_late.py, _kinks.py and _small.py.
     elsewhere = {"growth_rates", "limit_margin", "relu_alignment"}
+    elsewhere |= {"small_initialisation"}
     assert found == set(EXAMPLES) | elsewhere
