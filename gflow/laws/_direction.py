@@ -64,7 +64,7 @@ def path_length(run: Run) -> Found:
     polygon = "" if integrated else " (of a polygon)"
     if last <= run.tolerance(_NOISE):
         return Found("p > 1", f"ζ = {shown(zeta[-1])}{polygon}, at rest", 0.0, _LENGTH)
-    y = np.log(np.log(ends[1:]))
+    y = np.log(ends[1:])
     middle = (y[1:] + y[:-1]) / 2
     # From rest into motion: no fall at all.
     fall = np.log(before / last) if before > 0 else -np.inf
