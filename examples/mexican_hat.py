@@ -128,50 +128,50 @@ def picture(found, facts, path):
     u, y, late = found["u"], facts["y"], facts["late"]
     with style(None):
         figure, axes = plt.subplots(
-            1, 3, figsize=(12.0, 3.9), layout="constrained", width_ratios=(1.15, 1, 1)
+            1, 3, figsize=(12.0, 4.2), layout="constrained", width_ratios=(1.1, 1, 1)
         )
         plane, turns, falls = axes
-        # In polar coordinates, as fine as the windings near the circle.
-        q = np.linspace(1.0, 1.02 * found["q"].max(), 500)
+        # At the distance q = 1/(1 - |u|²) the windings are evenly apart.
+        top = 1.1 * found["q"].max()
+        q = np.linspace(1.0, top, 400)[:, None]
         phi = np.linspace(-np.pi, np.pi, 721)
-        depth = 1 - 0.7 * np.sin(phi[None] - C * q[:, None])
-        r = np.sqrt(1 - 1 / q)[:, None]
-        shade = plane.pcolormesh(
-            r * np.cos(phi),
-            r * np.sin(phi),
-            depth,
+        plane.pcolormesh(
+            q * np.cos(phi),
+            q * np.sin(phi),
+            1 - 0.7 * np.sin(phi - C * q),
             cmap="Greys",
-            vmin=0.2,
+            vmin=-0.3,
             vmax=3.2,
             shading="gouraud",
             rasterized=True,
         )
-        figure.colorbar(shade, ax=plane, shrink=0.8, label="$2q^4f(u)$").ax.set_ylim(
-            0.3, 1.7
-        )
-        ring = np.linspace(0, 2 * np.pi, 400)
-        plane.plot(np.cos(ring), np.sin(ring), color="0.3", lw=0.8, ls=(0, (3, 2)))
-        fine = np.linspace(0, 1, 6000)
-        along = np.linspace(0, 1, len(u))
-        angle = np.interp(fine, along, found["phi"])
-        radius = np.interp(fine, along, np.linalg.norm(u, axis=1))
-        plane.plot(radius * np.cos(angle), radius * np.sin(angle), color=blue, lw=1.3)
-        plane.plot(*u[0], "o", color=blue, ms=5, label="start")
-        plane.plot(*u[-1], "s", color=orange, ms=5, label="end")
+        fine, along = np.linspace(0, 1, 6000), np.linspace(0, 1, len(u))
+        phi = np.interp(fine, along, found["phi"])
+        distance = np.interp(fine, along, found["q"])
+        plane.plot(distance * np.cos(phi), distance * np.sin(phi), color=blue, lw=1.5)
+        for k, marker, colour, name in (
+            (0, "o", blue, "start"),
+            (-1, "s", orange, "end"),
+        ):
+            q, phi = found["q"][k], found["phi"][k]
+            name = f"{name}, $|u|={np.linalg.norm(u[k]):.3f}$"
+            place = (q * math.cos(phi), q * math.sin(phi))
+            plane.plot(*place, marker, color=colour, ms=6, label=name, zorder=3)
         plane.legend(
-            frameon=False, loc="upper left", bbox_to_anchor=(-0.08, 1.05), fontsize=8
+            frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2
         )
         plane.set(
             aspect="equal",
-            xlim=(-1.08, 1.08),
-            ylim=(-1.08, 1.08),
-            xlabel="$u_1$",
-            ylabel="$u_2$",
-            title=r"The direction, $u=kW_{1,2}/\Vert W\Vert$",
+            xlim=(-top, top),
+            ylim=(-top, top),
+            title=r"$u=kW_{1,2}/\Vert W\Vert$, drawn at the distance $1/(1-|u|^2)$",
         )
+        plane.axis("off")
 
         around = (found["phi"] - found["phi"][0]) / (2 * math.pi)
-        turns.plot(y, around[late], color=blue, lw=1.6, label="turns")
+        turns.plot(
+            y, around[late], color=blue, lw=1.6, label=r"$\varphi/2\pi$, from the start"
+        )
         law = (facts["sixth"][0] * np.maximum(y - facts["origin"], 0)) ** (1 / 6)
         predicted = (
             C * (law - found["q"][-1]) + found["phi"][-1] - found["phi"][0]
@@ -190,12 +190,12 @@ def picture(found, facts, path):
             xlim=(y[0], y[-1]),
             ylim=(0, None),
             xlabel=r"$y=\log\log t$",
+            ylabel="turns",
             title="It turns for ever, ever more slowly",
         )
 
         falls.loglog(y, found["angle"][late], color=orange, lw=1.6)
         falls.loglog(y, facts["growth"], color=green, lw=1.6)
-        falls.text(4, 2.1 * np.interp(4, y, found["angle"][late]), "", color=orange)
         level = np.interp(4.0, y, found["angle"][late])
         slope = level * 1.25 * (y / 4.0) ** (-5 / 6)
         falls.loglog(y, slope, color="0.2", lw=1.2, ls=(0, (2, 2)))
@@ -252,8 +252,8 @@ def main():
     print(f"\nPlot: {path}")
     print(
         f"\nShown: the gradient aligns to {found['angle'][-1]:.0e} rad with a "
-        f"direction that has made {facts['turns']:.1f} turns and makes more; of the laws "
-        f"fails: {failures} ({time.perf_counter() - start:.0f} s)."
+        f"direction that has made {facts['turns']:.1f} turns and makes more; of the "
+        f"laws fails: {failures} ({time.perf_counter() - start:.0f} s)."
     )
 
 
