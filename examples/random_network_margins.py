@@ -220,8 +220,9 @@ def main():
     print(f"\nPlot: {path}")
     print(
         f"\nShown: the prediction surface converges (JT Theorem 3.1); the kernel's has "
-        f"another sign on {100 - 100 * agree[0]:.0f} % of the square, the first to "
-        f"classify on {100 - 100 * agree[1]:.0f} % ({time.perf_counter() - start:.0f} s)."
+        f"another sign on {100 - 100 * agree[0]:.0f} % of the square, the "
+        f"first to classify on {100 - 100 * agree[1]:.0f} % "
+        f"({time.perf_counter() - start:.0f} s)."
     )
 
 
