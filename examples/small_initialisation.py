@@ -57,9 +57,8 @@ def data():
 class Parts(eqx.Module):
     """A two-layer network whose neurons are in several arrays.
 
-    The error is controlled relative to each array. Neurons that grow at different
-    rates come to differ by many powers of ten; in one array the smaller ones would be
-    computed to the accuracy of the larger.
+    Those in one array grow at one rate, or are the small ones beside the saddle. The
+    error is relative to each array, however small it has become beside the others.
     """
 
     parts: tuple[gflow.nn.TwoLayer, ...]

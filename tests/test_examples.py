@@ -43,7 +43,7 @@ def test_example(name, tmp_path):
 
 def test_every_example_is_tested():
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    # Their tests are in test_examples_late.py, _kinks.py, _small.py, _plane.py.
-    elsewhere = {"growth_rates", "limit_margin", "relu_alignment"}
+    # Their tests are in test_examples_late.py, _kinks, _flows, _small and _plane.py.
+    elsewhere = {"growth_rates", "limit_margin", "normalised_flows", "relu_alignment"}
     elsewhere |= {"mexican_hat", "random_network_margins", "small_initialisation"}
     assert found == set(EXAMPLES) | elsewhere

@@ -33,7 +33,7 @@ def test_the_norm_is_small_when_directions_have_converged(printed):
     large, small = numbers(row, text)
     assert (large[0], small[0]) == (1e-6, 1e-30)
     for _, steps, gradients, defect, fallen, _, _ in (large, small):
-        assert steps < 2000 and gradients < 7 * steps
+        assert steps < 3000 and gradients < 7 * steps
         assert defect < 1e-7 and fallen < 1e-6
     # Smaller starts have more time: residuals of δ^{0.41} and δ^{0.24}.
     assert large[5] > 1e-2 and small[5] < 1e-9
