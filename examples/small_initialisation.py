@@ -16,7 +16,8 @@ that the NCF predicts, on the same curve from every δ.
 ten are zero; from 1e-6 and 1e-30 beside it. The small ones converge to KKT points of
 the NCF of the residual, z = y - Φ; one of them sees no residual, and stays.
 
-The labels are ours: y_i = 3 max(0, ⟨u, x_i⟩)² + 4 max(0, ⟨-u, x_i⟩)², ‖u‖ = 1.
+The labels are ours, y_i = 3 max(0, ⟨u, x_i⟩)² + 4 max(0, ⟨-u, x_i⟩)² with ‖u‖ = 1, and
+so are the number of neurons, the seeds and the norms.
 """
 
 import argparse
