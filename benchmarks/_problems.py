@@ -1,13 +1,14 @@
 """The flows on which solvers are compared.
 
 Each is W' = -∇V(W) from given weights to a time T, with V a function of the model. All
-also go through `gflow.integrate`: `model`, `data` and `loss` are such that V is gflow's
-ℒ and the clock `Physical`.
+also go through `gflow.integrate`: `model`, `data` and `loss` are such that this is
+their flow in the
+clock `Physical`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -103,41 +104,61 @@ def two_layer(name, activation, end, width=100, d=10, n=100):
     )
 
 
-class Batch(eqx.Module):
-    """All the examples at once, as one example with n outputs."""
+class MinusSmoothedMargin(gflow.losses.AbstractLoss):
+    """-α = log Σ_i e^(-p_i) of the exponential loss, which is no sum over the examples.
+
+    The time of its flow is the α-clock's reading.
+    """
+
+    reduction: str = "sum"
+    casts_labels: ClassVar[bool] = True
+
+    def check(self, outputs_shape, y):
+        del outputs_shape, y
+
+    def linearise(self, outputs, y):
+        value = jax.nn.logsumexp(-y * outputs)
+        zero = jnp.zeros_like(value)
+        pull = y * jax.nn.softmax(-y * outputs)
+        return gflow.losses.Linearised(jnp.log(value), zero, pull, value)
+
+    def margins(self, outputs, y):
+        return y * outputs
+
+
+class SquaredReLU(eqx.Module):
+    """x ↦ Σ_j a_j max(0, ⟨w_j, x⟩)²."""
 
     weight: jax.Array
     outer: jax.Array
 
     def __call__(self, x):
-        return jax.nn.relu(x @ self.weight.T) ** 2 @ self.outer
-
-
-def smoothed_margin_loss(outputs, y):
-    """-α of the exponential loss."""
-    return jax.nn.logsumexp(-y * outputs)
+        return self.outer @ jax.nn.relu(self.weight @ x) ** 2
 
 
 def squared_relu(name="sqrelu", end=25.0, width=50, d=10, n=40, scale=0.5):
-    """Ascent of the exponential loss's smoothed margin α: the α-clock's field.
+    """Ascent of the exponential loss's smoothed margin α, the flow in the α-clock.
 
-    α reaches infinity at about s = 25.6: sharpness is 3 at first and 14,000 at 25. The
-    data are one example with n outputs, so that t is the α-clock's reading.
+    α reaches infinity at about s = 25.6: sharpness is 3 at first and 14,000 at 25.
     """
     k = jax.random.split(jax.random.PRNGKey(1), 4)
     x = jax.random.normal(k[0], (n, d)) / np.sqrt(d)
     y = jnp.sign(x[:, 0] * x[:, 1] + 0.5 * x[:, 2])
-    model = Batch(
+    model = SquaredReLU(
         scale * jax.random.normal(k[1], (width, d)),
         scale * jax.random.normal(k[2], (width,)) / np.sqrt(width),
     )
+
+    def potential(m):
+        return jax.nn.logsumexp(-y * (jax.nn.relu(x @ m.weight.T) ** 2 @ m.outer))
+
     return _flow(
         name,
         f"squared ReLU, α-clock, P {width * (d + 1)}, s = {end:g}",
         model,
-        (x[None], y[None]),
-        smoothed_margin_loss,
-        lambda m: smoothed_margin_loss(m(x), y),
+        (x, y),
+        MinusSmoothedMargin(),
+        potential,
         end,
     )
 
