@@ -3,6 +3,7 @@
 from . import clarke as clarke
 from . import clocks as clocks
 from . import data as data
+from . import events as events
 from . import fields as fields
 from . import flows as flows
 from . import laws as laws

@@ -130,9 +130,9 @@ def integrate(
         takes "rows" if an array's norm is below 1e-3 at the start, else "arrays".
     - `max_steps`: of each part of the solve; None for 1,000,000 (4,096 with
         `save_at="steps"`, which keeps all).
-    - `events`: functions of the observed state; the solve stops where one changes sign
-        (a number) or becomes true (a boolean, false at the start). Each step then
-        costs one gradient more. Not with `PrimalDual`.
+    - `events`: of [`gflow.events`][], or functions of the observed state; the solve
+        stops where one changes sign (a number) or becomes true (a boolean, false at the
+        start). Each step then costs one gradient more. Not with `PrimalDual`.
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.
