@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array
 
 from ._norms import log_norm, unit
 from ._problem import Problem
@@ -26,17 +27,24 @@ _MOST_OUTPUTS = 2_000
 
 
 @eqx.filter_jit
-def log_sharpness(problem: Problem, params: Params) -> Scalar:
-    r"""$\log\|\nabla^2\mathcal L(W)\|$, by power iteration."""
-    at = problem.gradient(params).log_slope
+def log_curvature(problem: Problem, params: Params) -> Scalar:
+    r"""$\log\lambda_{\max}(J^\top D J)$, by power iteration.
 
-    def slope(params: Params) -> Params:
-        found = problem.gradient(params)
-        scale = jnp.exp(found.log_slope - at)
-        return jtu.tree_map(lambda d: scale * d, found.direction)
+    The part of the Hessian that is positive: J is the Jacobian of the outputs, D that of
+    the loss's slope in them. The rest of it makes no flow stiff: near a saddle it has
+    eigenvalues of both signs, and the flow grows as fast as it decays.
+    """
+    outputs, along = jax.linearize(problem.outputs, params)
+    across = jax.linear_transpose(along, params)
+    at = problem.loss.linearise(outputs, problem.y).log_slope
+
+    def slope(outputs: Array) -> Array:
+        found = problem.loss.linearise(outputs, problem.y)
+        return -jnp.exp(found.log_slope - at) * found.pull
 
     def product(v: Params) -> Params:
-        return jax.jvp(slope, (params,), (v,))[1]
+        bent = jax.jvp(slope, (outputs,), (along(v),))[1]
+        return across(bent)[0]
 
     def iteration(_, carry):
         v, _ = carry
@@ -56,7 +64,7 @@ def log_sharpness(problem: Problem, params: Params) -> Scalar:
 
 def is_stiff(problem: Problem, params: Params, log_span: Any) -> bool:
     """Whether λT says that an explicit solver's steps are those of stability."""
-    found = float(log_sharpness(problem, params)) + float(log_span)
+    found = float(log_curvature(problem, params)) + float(log_span)
     return bool(found > np.log(_STIFF))
 
 

@@ -23,6 +23,14 @@ from ._order import SAFETY, choose
 from ._tolerance import Tolerance
 
 
+# What a step may be wrong by, of what is tolerated. Errors of these formulas are what
+# their estimate says, and add up from step to step; those of explicit Runge-Kutta
+# methods are smaller than the estimate, which is their lower order's. With a thirtieth
+# the error of a path is, at the same tolerance, that of Tsit5 (deep linear, rtol 1e-8:
+# 6e-9 with Tsit5, 9e-8 without this factor).
+_STRICTER = 1 / 30
+# But not less than so many roundings.
+_ROUNDINGS = 10.0
 # Left of the equation of a step, in units of what the step may be wrong by.
 _ENOUGH = 0.1
 # Iterations from which on the curvature is renewed before the next step.
@@ -154,7 +162,8 @@ class BDF(dfx.AbstractAdaptiveSolver):
         gamma = 1 / slopes[0]
         ahead = past.at(state.gaps, past.first(k + 1, past.NUM_PAST), h)
         base, guess = past.combined(jnp.stack([-gamma * slopes[1:], ahead]), points)
-        tolerance = Tolerance(self.rtol, self.atol, self.by_rows)
+        strict = _strictness(self.rtol, dtype)
+        tolerance = Tolerance(self.rtol * strict, self.atol * strict, self.by_rows)
         # By what a change of the new point changes the estimated error.
         share = gamma / (h - state.gaps[k])
         num_coupled = _num_coupled(y0)
@@ -195,7 +204,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
         choice = choose(sizes, k, state.num_points)
         # Controllers go by the square root of the error.
         meant = (SAFETY / choice.factor) ** 2
-        meant = jnp.where(sizes[1] > 0, meant / sizes[1], 0)
+        meant = jnp.where(sizes[1] > 0, meant / (strict * sizes[1]), 0)
         error = jtu.tree_map(
             lambda e: jnp.where(jnp.isfinite(sizes[1]), e[1] * meant, jnp.inf), errors
         )
@@ -275,6 +284,12 @@ def _tried(
     start = _Tried(state.curvature, blank, none, none, jnp.asarray(not can))
     end, _ = jax.lax.while_loop(goes_on, body, (start, state.stale))
     return end
+
+
+def _strictness(rtol: Any, dtype: Any) -> Scalar:
+    least = _ROUNDINGS * jnp.finfo(dtype).eps
+    rtol = jnp.maximum(jnp.asarray(rtol, dtype), jnp.finfo(dtype).tiny)
+    return jnp.clip(least / rtol, _STRICTER, 1)
 
 
 def _field(args: Any) -> FlowField | None:
