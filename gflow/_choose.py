@@ -16,7 +16,7 @@ from ._plan import Route
 from ._problem import Problem, dtype_of
 from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
-from ._stiffness import affords_curvature, is_stiff
+from ._stiffness import Stiffness, affords_curvature, stiffness
 from ._times import Exp, is_concrete, log_elapsed
 from ._types import Params
 from .clocks import (
@@ -29,15 +29,13 @@ from .clocks import (
     Physical,
 )
 from .fields import GradientField
-from .solvers import BDF, RKC3, PrimalDual
+from .solvers import BDF, RKC3, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 
 
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
 _PINS = 64
 _FEW_PARAMETERS = 20_000
-# Log of the longest span in which stiffness at the start tells about the whole.
-_LONG = 30.0
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -209,18 +207,22 @@ def _suited(
 ) -> dfx.AbstractSolver:
     """The solver for a flow without kinks: by its stiffness, if that can be known."""
     if resumed is not None:
-        return {"BDF": BDF(), "RKC3": RKC3()}.get(resumed.solver, dfx.Tsit5())
-    known = isinstance(clock, AbstractTimeClock) and is_concrete(
-        (problem, params, span)
-    )
+        known = (BDF(), RKC3(), Automatic())
+        return {type(s).__name__: s for s in known}.get(resumed.solver, dfx.Tsit5())
+    # (Where they are traced, the solve may be differentiated in reverse, which the
+    # others cannot be; and compiling two methods has to pay.)
     if (
-        not known
+        not isinstance(clock, AbstractTimeClock)
+        or not is_concrete((problem, params, span))
         or np.ndim(span)
-        or span > _LONG
-        or not is_stiff(problem, params, span)
     ):
         return dfx.Tsit5()
-    return BDF() if affords_curvature(problem, params) else RKC3()
+    found = stiffness(problem, params, span)
+    if found is Stiffness.NONE:
+        return dfx.Tsit5()
+    if affords_curvature(problem, params):
+        return Automatic(begins_implicit=jnp.asarray(found is Stiffness.STIFF))
+    return RKC3() if found is Stiffness.STIFF else dfx.Tsit5()
 
 
 def _following(
@@ -274,6 +276,13 @@ def checked_solver(
         return _completed(solver, degree, dtype, tolerances.rtol)
     if isinstance(solver, BDF):
         return BDF(tolerances.rtol, tolerances.atol, tolerances.by_rows)
+    if isinstance(solver, Automatic):
+        return Automatic(
+            tolerances.rtol,
+            tolerances.atol,
+            tolerances.by_rows,
+            solver.begins_implicit,
+        )
     return solver
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
 from ._types import IntScalar, Scalar
-from .solvers import BDF, PrimalDual
+from .solvers import BDF, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._rkc import AbstractRKC
 
@@ -61,7 +61,7 @@ class Engine(eqx.Module):
     @property
     def args(self) -> FlowField | None:
         """What a solver is told beyond the term."""
-        looks = isinstance(inner_solver(self.solver), (PrimalDual, BDF))
+        looks = isinstance(inner_solver(self.solver), (PrimalDual, BDF, Automatic))
         # What they look at is the gradient flow's own.
         return self.field if looks and self.field.flow is None else None
 
@@ -136,12 +136,13 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
     cubic Hermite polynomials, below their order and through stiff derivatives: there
     the solver steps to the save times instead.
     """
-    return isinstance(inner_solver(solver), (dfx.AbstractERK, AbstractRKC, BDF))
+    explicit = (dfx.AbstractERK, AbstractRKC)
+    return isinstance(inner_solver(solver), (*explicit, BDF, Automatic))
 
 
 def keeps_account(solver: dfx.AbstractSolver) -> bool:
     """Whether the solver writes what each step costs into `FlowState.work`."""
-    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC, BDF))
+    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC, BDF, Automatic))
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

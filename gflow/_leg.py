@@ -31,7 +31,7 @@ from ._types import BoolScalar, IntScalar, Params, Scalar
 from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
 from .flows import AbstractMotion
-from .solvers import BDF, PrimalDual
+from .solvers import BDF, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._track import CROWDED, DISCONTINUOUS, STALLED
 
@@ -229,7 +229,7 @@ def runner(
         solver=route.solver,
         controller=relative_to_arrays(
             tolerances,
-            own_steps=isinstance(route.solver, BDF),
+            own_steps=isinstance(route.solver, (BDF, Automatic)),
             error_to_cut=isinstance(inner_solver(route.solver), PrimalDual),
         ),
         event=event(

@@ -1,5 +1,6 @@
 """How stiff a flow is at its start: what the default solver is chosen by."""
 
+import enum
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
-from ._norms import log_norm, unit
+from ._norms import array_norm, log_norm, unit
 from ._problem import Problem
 from ._types import Params, Scalar
 from .fields import GradientField
@@ -20,6 +21,15 @@ from .nn import Batched
 _ITERATIONS = 8
 # Explicit methods take about λT/3 steps, stabilised and implicit ones at least forty.
 _STIFF = 200.0
+# Below this the sharpness would have to grow tenfold before it mattered.
+_MILD = 30.0
+# Examples times parameters of which tens of thousands of gradients take less time than
+# it takes to compile a second method, where it is not known that it will be used.
+_LEAST_WORK = 20_000
+# Arrays of smaller norm are leaving a saddle.
+_SMALL = 1e-2
+# Log of the longest span in which stiffness at the start tells about the whole.
+_LONG = 30.0
 # The numbers that the Jacobian of the outputs may have, and the outputs: a dense matrix
 # of their square is decomposed.
 _MOST_NUMBERS = 100_000_000
@@ -30,9 +40,9 @@ _MOST_OUTPUTS = 2_000
 def log_curvature(problem: Problem, params: Params) -> Scalar:
     r"""$\log\lambda_{\max}(J^\top D J)$, by power iteration.
 
-    The part of the Hessian that is positive: J is the Jacobian of the outputs, D that of
-    the loss's slope in them. The rest of it makes no flow stiff: near a saddle it has
-    eigenvalues of both signs, and the flow grows as fast as it decays.
+    The part of the Hessian that is positive: J is the Jacobian of the outputs, D that
+    of the loss's slope in them. The rest of it makes no flow stiff: near a saddle it
+    has eigenvalues of both signs, and the flow grows as fast as it decays.
     """
     outputs, along = jax.linearize(problem.outputs, params)
     across = jax.linear_transpose(along, params)
@@ -62,10 +72,28 @@ def log_curvature(problem: Problem, params: Params) -> Scalar:
     return log_size + at
 
 
-def is_stiff(problem: Problem, params: Params, log_span: Any) -> bool:
-    """Whether λT says that an explicit solver's steps are those of stability."""
-    found = float(log_curvature(problem, params)) + float(log_span)
-    return bool(found > np.log(_STIFF))
+class Stiffness(enum.Enum):
+    """What is known of a flow at its start."""
+
+    NONE = "an explicit solver will do"
+    UNKNOWN = "the flow may be, or become, stiff"
+    STIFF = "stability would limit an explicit solver's steps"
+
+
+def stiffness(problem: Problem, params: Params, log_span: Any) -> Stiffness:
+    """By λT: how many times over the fastest direction decays."""
+    found = np.inf
+    if log_span <= _LONG:
+        found = float(log_curvature(problem, params)) + float(log_span)
+        if found > np.log(_STIFF):
+            return Stiffness.STIFF
+    # Near a saddle the start tells nothing of what comes after it.
+    leaves = jtu.tree_leaves(params)
+    if any(0 < float(array_norm(leaf)) < _SMALL for leaf in leaves):
+        return Stiffness.UNKNOWN
+    work = problem.num_examples * sum(leaf.size for leaf in leaves)
+    matters = work >= _LEAST_WORK and found > np.log(_MILD)
+    return Stiffness.UNKNOWN if matters else Stiffness.NONE
 
 
 def affords_curvature(problem: Problem, params: Params) -> bool:

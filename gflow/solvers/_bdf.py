@@ -25,10 +25,10 @@ from ._tolerance import Tolerance
 
 # What a step may be wrong by, of what is tolerated. Errors of these formulas are what
 # their estimate says, and add up from step to step; those of explicit Runge-Kutta
-# methods are smaller than the estimate, which is their lower order's. With a thirtieth
-# the error of a path is, at the same tolerance, that of Tsit5 (deep linear, rtol 1e-8:
-# 6e-9 with Tsit5, 9e-8 without this factor).
-_STRICTER = 1 / 30
+# methods are smaller than the estimate, which is their lower order's. With a hundredth
+# the error of a path is, at the same tolerance, no more than that of Tsit5 (deep
+# linear, rtol 1e-8: 6e-9 with Tsit5, 9e-8 without this factor).
+_STRICTER = 0.01
 # But not less than so many roundings.
 _ROUNDINGS = 10.0
 # Left of the equation of a step, in units of what the step may be wrong by.
