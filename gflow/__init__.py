@@ -27,6 +27,7 @@ from ._solution import Inclusion as Inclusion
 from ._solution import Part as Part
 from ._solution import Resume as Resume
 from ._solution import Solution as Solution
+from ._solution import Switches as Switches
 from ._times import INFINITY as INFINITY
 from ._times import Exp as Exp
 from ._times import exp as exp

@@ -17,11 +17,12 @@ from ._plan import Plan, Schedule
 from ._problem import Problem, dtype_of
 from ._relay import joined, relay
 from ._saved import masked, seen_at
-from ._solution import RESULTS, Inclusion, Part, Resume, Solution
+from ._solution import RESULTS, Inclusion, Part, Resume, Solution, Switches
 from ._times import log_time_after, time_after
 from ._types import IntScalar, Params
 from .fields import GradientField
 from .flows import AbstractMotion
+from .solvers import Automatic
 from .solvers._filippov import Filippov
 
 
@@ -134,6 +135,7 @@ def run(
         ),
         rtol=tolerances.rtol,
         parts=_parts(plan, schedule, legs),
+        switches=_switches(schedule, plan, legs),
         inclusion=_inclusion(schedule, plan, legs, states.pins, reached),
         kinks=plan.kinks,
         clock=clock,
@@ -150,6 +152,23 @@ def _first(flow: AbstractMotion | None, params: Params, schedule: Schedule) -> P
     before = jnp.full((), -jnp.inf, dtype_of(params))
     time = time_after(schedule.start, before)
     return flow.weights(flow.start(params, time), time)
+
+
+def _switches(schedule: Schedule, plan: Plan, legs: tuple[Leg, ...]) -> Switches | None:
+    """How a solve by `Automatic` changed its method."""
+    route = plan.routes[0]
+    if not isinstance(route.solver, Automatic):
+        return None
+    monitor = legs[0].end.solver_state.monitor
+    elapsed = route.log_elapsed_at(monitor.readings, monitor.log_times)
+    return Switches(
+        log_t=log_time_after(schedule.start, elapsed),
+        to_implicit=monitor.to_implicit,
+        num_changes=monitor.num_changes,
+        is_implicit=monitor.is_implicit,
+        num_steps=monitor.num_steps,
+        num_gradients=monitor.num_gradients,
+    )
 
 
 def _inclusion(

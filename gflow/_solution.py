@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ._serialise import write
-from ._types import IntScalar, Scalar
+from ._types import BoolScalar, IntScalar, Scalar
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -113,6 +113,51 @@ class Inclusion(eqx.Module):
     kinks: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
 
 
+class Switches(eqx.Module):
+    """When a solve by `gflow.solvers.Automatic` changed its method, and why.
+
+    `print` it for a line each.
+
+    **Attributes:**
+
+    - `log_t`: (S,) the times of the first changes (at most 16); unused slots are NaN.
+    - `to_implicit`: (S,) whether the implicit method took over, because stability
+        limited the explicit steps; else the explicit one did, because the implicit
+        steps cost far more than explicit steps of stability.
+    - `num_changes`: of all changes.
+    - `is_implicit`: which method ran last.
+    - `num_steps`, `num_gradients`: (2,) accepted steps and their gradients: explicit,
+        implicit.
+    """
+
+    log_t: Float[Array, " changes"]
+    to_implicit: Bool[Array, " changes"]
+    num_changes: IntScalar
+    is_implicit: BoolScalar
+    num_steps: Int[Array, " methods"]
+    num_gradients: Int[Array, " methods"]
+
+    def __str__(self) -> str:
+        if self.log_t.ndim != 1:
+            return repr(self)  # lanes
+        number = int(self.num_changes)
+        begun = bool(self.is_implicit) ^ (number % 2 == 1)
+        methods = ("Tsit5", "BDF")
+        lines = [f"{methods[begun]} from the start"]
+        for log_t, to in zip(self.log_t[:number], self.to_implicit, strict=False):
+            why = "implicit steps cost more than explicit ones of stability would"
+            if to:
+                why = "stability limited the explicit steps"
+            lines.append(f"{methods[int(to)]} from log t = {float(log_t):.4g}: {why}")
+        if number > len(self.log_t):
+            lines.append(f"and {number - len(self.log_t)} changes more")
+        for name, steps, gradients in zip(
+            methods, self.num_steps, self.num_gradients, strict=True
+        ):
+            lines.append(f"{name}: {int(steps)} steps, {int(gradients)} gradients")
+        return "\n".join(lines)
+
+
 class Solution(eqx.Module):
     r"""A solution of the flow, at T saved times.
 
@@ -149,6 +194,8 @@ class Solution(eqx.Module):
         "autodiff" (whatever automatic differentiation returns: near kinks this need not
         be the flow, see `energy_defect`).
     - `inclusion`: a [`gflow.Inclusion`][], or None.
+    - `switches`: a [`gflow.Switches`][] if the solver is `Automatic`, which changes
+        between two methods; else None.
     - `flow`: "gradient", or the class of `gflow.flows` that it is a solution of.
     - `clock`, `solver`: what the solve ran with, or began with.
     - `parts`: what ran where, a [`gflow.Part`][] each.
@@ -177,6 +224,7 @@ class Solution(eqx.Module):
     parts: tuple[Part, ...] = ()
     limit: Any = None
     inclusion: Inclusion | None = None
+    switches: Switches | None = None
     kinks: str = eqx.field(static=True, default="none")
     clock: str = eqx.field(static=True, default="")
     solver: str = eqx.field(static=True, default="")

@@ -17,7 +17,7 @@ _EXPLICIT_COST = 6 / 3.5
 # What the implicit method may cost more than that. Where accuracy limits both, explicit
 # steps are shorter than those of stability too, and neither is the cheaper one: on
 # two-layer and deep linear networks going back early took up to twice the gradients.
-_RELUCTANCE = 5.0
+_RELUCTANCE = 20.0
 # Steps (less those of which the contrary is true) after which the method is changed,
 # the first time; each time after that, twice as many: two methods that do as well as
 # each other must not take turns.
@@ -67,7 +67,8 @@ class Monitor(eqx.Module):
         found = self.is_implicit & (self.radius > 0) & (curvature > 0)
         ratio = self.radius / jnp.where(found, curvature, 1)
         hidden = jnp.where(found, jnp.clip(ratio, 1, _MOST_HIDDEN), self.hidden)
-        rate = hidden * curvature
+        unknown = (self.radius > 0) & (curvature == 0)
+        rate = jnp.where(unknown, self.radius, hidden * curvature)
         cost = gradients.astype(h.dtype) / h
         slow = cost > _RELUCTANCE * _EXPLICIT_COST * rate
         limited = h * radius > _LIMITED
