@@ -65,8 +65,8 @@ class BDF(dfx.AbstractAdaptiveSolver):
     steps as long as accuracy allows, whatever the sharpness.
 
     Memory is (20 + 2r) P numbers, r the number of outputs of all examples, or of the
-    largest eigenvalues of $J^\top D J$ that are kept if P is large (4e6/P, at least
-    sixteen); while these are computed, n P more.
+    largest eigenvalues of $J^\top D J$ that are kept if P is large (8e5/P, at least
+    eight, in single precision); while these are computed, n P more.
 
     **Arguments:**
 
