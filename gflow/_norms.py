@@ -60,7 +60,7 @@ def row_norms(x: Float[Array, "..."]) -> Float[Array, " rows"]:
 
 def norms(
     tree: PyTree[Float[Array, "..."]], by_rows: BoolScalar
-) -> PyTree[Float[Array, "_"]]:
+) -> PyTree[Float[Array, " _"]]:
     """Of each array as many norms as it has rows: each row's, or all the array's."""
 
     def row_squares(x: Array) -> Array:
@@ -92,9 +92,9 @@ def norms(
 
 def norms_over(
     tree: PyTree[Float[Array, "..."]],
-    sizes: PyTree[Float[Array, "_"]],
+    sizes: PyTree[Float[Array, " _"]],
     by_rows: BoolScalar,
-) -> PyTree[Float[Array, "_"]]:
+) -> PyTree[Float[Array, " _"]]:
     """The same, divided by sizes: those of rows or, in each, of all the array."""
 
     def one(x: Array, size: Array) -> Array:
