@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import optimistix as optx
 
 from ._flow import FlowState, Work, sizes
-from ._norms import array_norm
+from ._norms import array_norm, norms_over
 from ._problem import dtype_of
 from ._types import BoolScalar, Params, Scalar
 
@@ -150,7 +150,19 @@ def measures(y0: Any, y1: Any, error: Any, by_rows: BoolScalar) -> tuple[Any, An
     or, if `by_rows`, each its row's.
     """
     y0, y1, error = integrated(y0), integrated(y1), integrated(error)
-    size0, size1, err = (sizes(y, by_rows) for y in (y0, y1, error))
+    size0, size1 = (sizes(y, by_rows) for y in (y0, y1))
+    scales = jtu.tree_map(
+        lambda a, b: jnp.where(jnp.maximum(a, b) > 0, jnp.maximum(a, b), 1),
+        size0.params,
+        size1.params,
+    )
+    err = jtu.tree_map(jnp.abs, eqx.tree_at(lambda e: e.params, error, None))
+    err = eqx.tree_at(
+        lambda e: e.params,
+        err,
+        jtu.tree_map(jnp.multiply, norms_over(error.params, scales, by_rows), scales),
+        is_leaf=lambda x: x is None,
+    )
     bad = jnp.any(
         jnp.stack([jnp.any(~jnp.isfinite(x)) for x in jtu.tree_leaves((size1, err))])
     )

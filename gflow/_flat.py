@@ -1,7 +1,9 @@
 """Parameters as one vector, for solvers that do linear algebra on them."""
 
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -18,22 +20,43 @@ def flatten(params: Params) -> Float[Array, " P"]:
     return jnp.concatenate(leaves)
 
 
+class Form(eqx.Module):
+    """The shapes and dtypes of parameters, apart from their values."""
+
+    structure: Any = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    dtypes: tuple[Any, ...] = eqx.field(static=True)
+
+    def __init__(self, like: Params):
+        leaves, self.structure = jtu.tree_flatten(like)
+        self.shapes = tuple(jnp.shape(leaf) for leaf in leaves)
+        self.dtypes = tuple(jnp.result_type(leaf) for leaf in leaves)
+
+    def unflatten(self, vector: Float[Array, " P"]) -> Params:
+        """The inverse of `flatten`."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        leaves = [
+            part.reshape(shape).astype(dtype)
+            for part, shape, dtype in zip(
+                jnp.split(vector, ends[:-1]), self.shapes, self.dtypes, strict=True
+            )
+        ]
+        return jtu.tree_unflatten(self.structure, leaves)
+
+    def spread(self, of_rows: Params) -> Params:
+        """A number for each row of the parameters, for each entry."""
+        leaves = [
+            jnp.broadcast_to(rows.reshape(-1, *[1] * (len(shape) - 1)), shape)
+            if shape
+            else rows.reshape(())
+            for rows, shape in zip(jtu.tree_leaves(of_rows), self.shapes, strict=True)
+        ]
+        return jtu.tree_unflatten(self.structure, leaves)
+
+
 def unflattener(like: Params) -> Callable[[Float[Array, " P"]], Params]:
     """The inverse of `flatten`, for parameters of these shapes and dtypes."""
-    leaves, structure = jtu.tree_flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-
-    def unflatten(vector: Float[Array, " P"]) -> Params:
-        parts = jnp.split(vector, ends[:-1])
-        return jtu.tree_unflatten(
-            structure,
-            [
-                part.reshape(leaf.shape).astype(leaf.dtype)
-                for part, leaf in zip(parts, leaves, strict=True)
-            ],
-        )
-
-    return unflatten
+    return Form(like).unflatten
 
 
 def flatten_rows(rows: Params) -> Float[Array, "rows P"]:

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
-from ._norms import array_norm, inner, log_norm, row_norms, unit
+from ._norms import inner, log_norm, norms, square_norm, unit
 from ._problem import AbstractProblem
 from ._times import time_after
 from ._types import BoolScalar, Params, Scalar
@@ -80,16 +80,27 @@ class FlowField(eqx.Module):
             return self._other(self.flow, reading, state)
         velocity = field(state.params)
         log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
-        log_size = log_norm(velocity.direction)
-        log_square = 2 * (velocity.log_speed + log_size) + log_rate
         speed = jnp.exp(velocity.log_speed + log_rate)
+
+        def power(log_energy: Scalar) -> Scalar:
+            # ‖dW/dt‖² dt/dc in these units. Scaled before it is squared, so that it is
+            # a number wherever the result is one.
+            log_scale = velocity.log_speed + (log_rate - log_energy) / 2
+            return square_norm(velocity.direction, jnp.exp(log_scale))
+
+        if state.fallen is None:
+            dissipated, fallen = power(self.log_unit), None
+        else:
+            fallen = power(velocity.log_loss)
+            dissipated = fallen * jnp.exp(velocity.log_loss - self.log_unit)
         return self._booked(
             state,
             jtu.tree_map(lambda d: speed * d, velocity.direction),
             state.params,
             velocity,
             log_rate,
-            log_square,
+            dissipated,
+            fallen,
         )
 
     def _other(
@@ -104,14 +115,17 @@ class FlowField(eqx.Module):
         cosine = inner(unit(at.descent), unit(velocity.direction))
         sizes = log_norm(at.descent) + log_norm(velocity.direction)
         log_power = at.log_slope + velocity.log_speed + sizes + log_rate
+        fallen = None
+        if state.fallen is not None:
+            fallen = cosine * jnp.exp(log_power - velocity.log_loss)
         return self._booked(
             state,
             jtu.tree_map(lambda d: speed * d, at.direction),
             at.weights,
             velocity,
             log_rate,
-            log_power,
-            cosine,
+            cosine * jnp.exp(log_power - self.log_unit),
+            fallen,
         )
 
     def time(self, reading: Scalar, state: FlowState) -> Scalar:
@@ -137,28 +151,24 @@ class FlowField(eqx.Module):
         weights: Params,
         velocity: Velocity,
         log_rate: Scalar,
-        log_power: Scalar,
-        cosine: Scalar | None = None,
+        dissipated: Scalar,
+        fallen: Scalar | None,
     ) -> FlowState:
-        """With the bookkeeping of -dℒ/dc = cosine · e^log_power and of `velocity`."""
+        """With the bookkeeping of -dℒ/dc, in its two units, and of `velocity`."""
         log_speed = velocity.log_speed + log_rate
-        log_size = log_norm(velocity.direction)
-        sign = jnp.ones_like(log_power) if cosine is None else cosine
-        fallen, path, motion, log_time = None, None, None, None
-        if state.fallen is not None:
-            fallen = sign * jnp.exp(log_power - velocity.log_loss)
+        path, motion, log_time = None, None, None
         if state.motion is not None:
             # At W = 0 any motion is infinite; counting starts after it.
             log_w = log_norm(weights)
             log_w = jnp.where(jnp.isneginf(log_w), jnp.inf, log_w)
-            motion = jnp.exp(log_speed + log_size - log_w)
+            motion = jnp.exp(log_speed + log_norm(velocity.direction) - log_w)
         if state.path_length is not None:
             path = jnp.exp(log_speed + log_turning(weights, velocity.direction))
         if state.log_time is not None:
             log_time = jnp.exp(log_rate - state.log_time)
         return FlowState(
             params=moved,
-            dissipated=sign * jnp.exp(log_power - self.log_unit),
+            dissipated=dissipated,
             fallen=fallen,
             path_length=path,
             motion=motion,
@@ -254,10 +264,5 @@ def sizes(state: FlowState, by_rows: BoolScalar) -> FlowState:
 
     It is there for every row of the array, or the row's own is.
     """
-
-    def norms(leaf: Array) -> Array:
-        rows = row_norms(leaf)
-        return jnp.where(by_rows, rows, array_norm(leaf))
-
     sized = jtu.tree_map(jnp.abs, state)
-    return eqx.tree_at(lambda s: s.params, sized, jtu.tree_map(norms, state.params))
+    return eqx.tree_at(lambda s: s.params, sized, norms(state.params, by_rows))

@@ -11,14 +11,14 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from .._controller import integrated
-from .._flat import flatten, unflattener
+from .._flat import Form, flatten
 from .._flow import FlowField, FlowState
 from .._lanes import anywhere
 from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
 from ._bill import billed
 from ._chord import Found, solve
-from ._curvature import Curvature, cost, gauss_newton, no_curvature, num_rows
+from ._curvature import Curvature, cost, gauss_newton, no_curvature
 from ._order import SAFETY, choose
 from ._tolerance import Tolerance
 
@@ -73,8 +73,8 @@ class BDF(dfx.AbstractAdaptiveSolver):
     steps as long as accuracy allows, whatever the sharpness.
 
     Memory is (20 + 2r) P numbers, r the number of outputs of all examples, or of the
-    largest eigenvalues of $J^\top D J$ that are kept if P is large (4e6/P, at least
-    sixteen); while these are computed, n P more.
+    largest eigenvalues of $J^\top D J$ that are kept if P is large (8e5/P, at least
+    eight, in single precision); while these are computed, n P more.
 
     **Arguments:**
 
@@ -127,9 +127,9 @@ class BDF(dfx.AbstractAdaptiveSolver):
         h = jnp.asarray(t1 - t0, dtype)
         points = jnp.zeros((past.NUM_PAST, now.shape[0]), dtype)
         field = _field(args)
-        number = 0 if field is None else num_rows(field, y0.params)
         num_coupled = _num_coupled(y0)
-        blank = no_curvature(now[:num_coupled], number)
+        params = y0.params if isinstance(y0, FlowState) else y0
+        blank = no_curvature(field, params, now[:num_coupled])
         whole = jnp.asarray(0)
         return BDFState(
             # A point before the start, on the tangent.
@@ -139,7 +139,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             num_points=whole + 1,
             order=whole + 1,
             curvature=blank,
-            stale=jnp.asarray(_field(args) is not None),
+            stale=jnp.asarray(field is not None),
             rate=jnp.ones((), dtype),
             num_gradients=whole + 1,
             num_jacobians=whole,
@@ -148,10 +148,10 @@ class BDF(dfx.AbstractAdaptiveSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del made_jump
         state: BDFState = solver_state
-        unflatten = unflattener(_integrated(y0))
-        now = flatten(_integrated(y0))
-        points = state.points.at[0].set(now)
-        dtype = now.dtype
+        form = Form(_integrated(y0))
+        unflatten = form.unflatten
+        points = state.points
+        dtype = points.dtype
         h = jnp.asarray(t1 - t0, dtype)
         # The new point comes first.
         nodes = jnp.concatenate([h[None], state.gaps])
@@ -167,22 +167,22 @@ class BDF(dfx.AbstractAdaptiveSolver):
         # By what a change of the new point changes the estimated error.
         share = gamma / (h - state.gaps[k])
         num_coupled = _num_coupled(y0)
+        measure = tolerance.measure(y0, unflatten(guess)).known()
+        unit = measure.unit()
 
         def equation(curvature: Curvature, x: Array) -> tuple[Array, Array]:
             whole = jnp.concatenate([x, guess[num_coupled:]])
             slope = flatten(terms.vf(t1, unflatten(whole), args))
             r = x - base[:num_coupled] - gamma * slope[:num_coupled]
-            return curvature.solve(gamma, r), slope[num_coupled:]
-
-        scale = tolerance.scale(unflatten(now), unflatten(guess), num_coupled)
+            return curvature.solve(gamma, r, unit), slope[num_coupled:]
 
         def attempt(curvature: Curvature) -> Found:
             return solve(
                 lambda x: equation(curvature, x),
                 guess[:num_coupled],
                 jnp.zeros_like(guess[num_coupled:]),
-                scale,
-                lambda step: share * tolerance.size(y0, step / scale),
+                measure,
+                share,
                 _ENOUGH,
                 state.rate,
             )
@@ -193,20 +193,26 @@ class BDF(dfx.AbstractAdaptiveSolver):
         rates = jnp.concatenate([found.extra[None], state.rates])
         used = past.first(jnp.minimum(k + 2, state.num_points + 1), len(nodes))
         books = past.combined(past.integral(nodes, used, h), rates)
-        new = jnp.concatenate([found.x, now[num_coupled:] + books])
+        new = jnp.concatenate([found.x, points[0, num_coupled:] + books])
         y1 = unflatten(new)
 
-        rows = jnp.concatenate([new[None], points])
-        errors = past.combined(past.error_weights(nodes, k), rows)
-        errors = jax.vmap(lambda e: _coupled_part(unflatten(e)))(errors)
-        sizes = jax.vmap(lambda e: tolerance.measured(unflatten(now), y1, e))(errors)
+        weights = past.error_weights(nodes, k)
+        errors = past.combined_with(weights, new, points)
+        measure = tolerance.measure(y0, y1)
+        sizes = jax.vmap(measure.size)(errors[:, :num_coupled])
+        if isinstance(y0, FlowState) and y0.log_time is not None:
+            # Not so large that it needs a norm.
+            times = jax.vmap(lambda e: unflatten(e).log_time)(errors)
+            allowed = tolerance.allowed(jnp.ones((), dtype))
+            sizes = jnp.maximum(sizes, jnp.abs(times) / allowed)
         sizes = jnp.where(jnp.isfinite(sizes) & found.converged, sizes, jnp.inf)
         choice = choose(sizes, k, state.num_points)
         # Controllers go by the square root of the error.
         meant = (SAFETY / choice.factor) ** 2
         meant = jnp.where(sizes[1] > 0, meant / (strict * sizes[1]), 0)
         error = jtu.tree_map(
-            lambda e: jnp.where(jnp.isfinite(sizes[1]), e[1] * meant, jnp.inf), errors
+            lambda e: jnp.where(jnp.isfinite(sizes[1]), e * meant, jnp.inf),
+            _coupled_part(unflatten(errors[1])),
         )
 
         field = _field(args)
@@ -229,8 +235,11 @@ class BDF(dfx.AbstractAdaptiveSolver):
         y1, error = billed(y0, y1, error, gradients)
         dense = {
             "gaps": nodes - h,
-            "points": _stacked(y1, jax.vmap(unflatten)(rows)),
+            "new": new,
+            "points": points,
             "order": k.astype(dtype),  # Diffrax fills blanks with NaN
+            "form": form,
+            "travelling": past.travelling(y1) if isinstance(y1, FlowState) else None,
         }
         return y1, error, dense, after, dfx.RESULTS.successful
 
@@ -323,21 +332,5 @@ def _coupled_part(error: Any) -> Any:
         lambda e: (e.dissipated, e.fallen, e.path_length, e.motion),
         error,
         jtu.tree_map(jnp.zeros_like, books),
-        is_leaf=lambda x: x is None,
-    )
-
-
-def _stacked(like: Any, points: Any) -> Any:
-    """With the travelling parts of `like`, which are constant over the step."""
-    if not isinstance(like, FlowState):
-        return points
-    number = points.dissipated.shape[0]
-    return eqx.tree_at(
-        lambda s: (s.work, s.pins, s.cut),
-        points,
-        jtu.tree_map(
-            lambda x: jnp.broadcast_to(x, (number, *x.shape)),
-            (like.work, like.pins, like.cut),
-        ),
         is_leaf=lambda x: x is None,
     )

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._lanes import anywhere
 from .._types import BoolScalar, IntScalar, Scalar
+from ._tolerance import Measure
 
 
 # Iterations after which a step is given up.
@@ -41,6 +43,7 @@ class _Carry(eqx.Module):
     iterations: IntScalar
     converged: BoolScalar
     diverged: BoolScalar
+    # Where it was before and is now, in no order.
     points: Float[Array, "memory P"]
     residuals: Float[Array, "memory P"]
 
@@ -49,35 +52,50 @@ def solve(
     residual: Callable[[Any], tuple[Array, Array]],
     guess: Float[Array, " P"],
     extra: Float[Array, " Q"],
-    scale: Float[Array, " P"],
-    size: Callable[[Any], Scalar],
+    measure: Measure,
+    share: Scalar,
     enough: float,
     expected: Scalar,
 ) -> Found:
     r"""x with r(x) = 0, where `residual` gives r already preconditioned, and an extra.
 
     It ends once the error left, $\|\delta\|\,\rho/(1-\rho)$ with ρ the rate of
-    convergence, at first the one `expected`, is at most `enough` in `size`. `scale`:
-    of the entries, for least squares.
+    convergence, at first the one `expected`, is at most `enough`; its size is `share`
+    of what `measure` says.
     """
 
-    def body(carry: _Carry) -> _Carry:
-        r, extra = residual(carry.x)
-        whole = size(r)
-        # Where the last corrections did not help enough, their differences tell what
-        # the next one would miss.
-        have = jnp.arange(_MEMORY) < carry.iterations
+    def learned(carry: _Carry, r: Array, have: Array) -> Array:
+        # The differences of the last corrections tell what the next one would miss.
+        scale = measure.scale()
         dr = jnp.where(have[:, None], (r[None] - carry.residuals) / scale[None], 0)
         dx = jnp.where(have[:, None], carry.x[None] - carry.points, 0)
         gram = dr @ dr.T
         ridge = 1e-12 * jnp.trace(gram) + jnp.finfo(r.dtype).tiny
         gram = gram + jnp.diag(jnp.where(have, ridge, 1))
         weights = jnp.linalg.solve(gram, dr @ (r / scale))
-        slow = (carry.iterations > 0) & (whole > _SLOW * carry.last)
-        weights = jnp.where(slow & jnp.isfinite(weights), weights, 0)
-        step = -r - weights @ (dx - dr * scale[None])
-        now = size(step)
+        weights = jnp.where(jnp.isfinite(weights), weights, 0)
+        return -r - weights @ (dx - dr * scale[None])
+
+    def body(carry: _Carry) -> _Carry:
+        r, extra = residual(carry.x)
+        whole = share * measure.size(r)
         started = carry.iterations > 0
+        slow = started & (whole > _SLOW * carry.last)
+        place = carry.iterations % (_MEMORY + 1)
+        carry = eqx.tree_at(
+            lambda c: (c.points, c.residuals),
+            carry,
+            (carry.points.at[place].set(carry.x), carry.residuals.at[place].set(r)),
+        )
+
+        def helped() -> tuple[Array, Scalar]:
+            number = jnp.arange(_MEMORY + 1)
+            have = (number <= carry.iterations) & (number != place)
+            step = jnp.where(slow, learned(carry, r, have), -r)
+            return carry.x + step, share * measure.size(step)
+
+        # (Passes over all numbers, where no lane of `vmap` needs them.)
+        x, now = jax.lax.cond(anywhere(slow), helped, lambda: (carry.x - r, whole))
         rate = jnp.maximum(now / jnp.where(started, carry.last, 1), _LUCK)
         rate = jnp.where(started, rate, carry.rate)
         left = jnp.where(
@@ -90,22 +108,22 @@ def solve(
         converged = good & (left <= enough)
         diverged = ~good | (started & (now > 2 * carry.last))
         return _Carry(
-            x=carry.x + step,
+            x=x,
             extra=extra,
             last=now,
             rate=rate,
             iterations=carry.iterations + 1,
             converged=converged,
             diverged=diverged & ~converged,
-            points=jnp.concatenate([carry.x[None], carry.points[:-1]]),
-            residuals=jnp.concatenate([r[None], carry.residuals[:-1]]),
+            points=carry.points,
+            residuals=carry.residuals,
         )
 
     def goes_on(carry: _Carry) -> BoolScalar:
         done = carry.converged | carry.diverged | (carry.iterations >= _MOST)
         return ~done
 
-    blank = jnp.zeros((_MEMORY, guess.shape[0]), guess.dtype)
+    blank = jnp.zeros((_MEMORY + 1, guess.shape[0]), guess.dtype)
     no = jnp.asarray(False)
     start = _Carry(
         x=guess,

@@ -9,36 +9,52 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._flat import flatten_rows
 from .._flow import FlowField, FlowState
-from .._problem import AbstractProblem
+from .._lanes import anywhere
+from .._problem import AbstractProblem, dtype_of
 from .._types import Params, Scalar
 from ..clocks import AbstractTimeClock
 from ..fields import Velocity
 from ..nn import Batched
 
 
-# In all, and eigenvalues whatever P.
-_NUMBERS_KEPT = 4_000_000
-_LEAST_KEPT = 16
+# In all, and eigenvalues whatever P. Each is two passes over P numbers in every
+# iteration, so of large P only those that matter most pay, in single precision.
+_NUMBERS_KEPT = 800_000
+_LEAST_KEPT = 8
 
 
 class Curvature(eqx.Module):
-    r"""$A^\top A$, in place of minus the Jacobian: $AA^\top$ is diagonal."""
+    r"""$U^\top \Lambda U$ with orthonormal rows, in place of minus the Jacobian."""
 
-    rows: Float[Array, "m P"]
-    squares: Float[Array, " m"]  # of the rows' norms: the eigenvalues
+    directions: Float[Array, "m P"]
+    squares: Float[Array, " m"]  # the eigenvalues
 
-    def solve(self, step: Scalar, v: Float[Array, " P"]) -> Float[Array, " P"]:
-        r"""$(I + \gamma A^\top A)^{-1} v$."""
-        weights = step / (1 + step * self.squares)
-        return v - (weights * (self.rows @ v)) @ self.rows
+    @property
+    def rows(self) -> Float[Array, "m P"]:
+        """A, with $A^\top A$ this and $AA^\top$ diagonal."""
+        return jnp.sqrt(self.squares)[:, None] * self.directions
+
+    def solve(
+        self, step: Scalar, v: Float[Array, " P"], unit: Scalar | None = None
+    ) -> Float[Array, " P"]:
+        r"""$(I + \gamma A^\top A)^{-1} v$, for a v of entries about so large."""
+        rows = self.directions
+        short = rows.dtype != v.dtype
+        scaled = v if unit is None or not short else v / unit
+        along = _product(rows, scaled.astype(rows.dtype))
+        share = step * self.squares / (1 + step * self.squares)
+        less = _product(share.astype(rows.dtype) * along, rows).astype(v.dtype)
+        return v - (less if unit is None or not short else unit * less)
 
 
-def no_curvature(like: Float[Array, " P"], number: int) -> Curvature:
-    """Zero, with room for so many rows."""
+def no_curvature(field: FlowField | None, params: Params, like: Array) -> Curvature:
+    """Zero, with room for what `gauss_newton` returns."""
+    number = 0 if field is None else num_rows(field, params)
+    short = field is not None and _is_large(field, params)
+    dtype = jnp.float32 if short else like.dtype
     shape = (number, like.shape[0])
-    return Curvature(jnp.zeros(shape, like.dtype), jnp.zeros((number,), like.dtype))
+    return Curvature(jnp.zeros(shape, dtype), jnp.zeros((number,), like.dtype))
 
 
 def gauss_newton(field: FlowField, reading: Scalar, state: FlowState) -> Curvature:
@@ -68,35 +84,78 @@ def gauss_newton(field: FlowField, reading: Scalar, state: FlowState) -> Curvatu
     slopes = -jax.jacfwd(slope)(outputs.reshape(-1))
     # What overflows or has no derivative is no help.
     slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
-    values, vectors = jnp.linalg.eigh((slopes + slopes.T) / 2)
-    root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+    root = _root((slopes + slopes.T) / 2)
     jacobian = _jacobian(problem, params)
-    squares, turn = jnp.linalg.eigh(root @ (jacobian @ jacobian.T) @ root.T)
+    if _is_large(field, params):
+        # Single precision will do to precondition, at half the cost.
+        jacobian = [leaf.astype(jnp.float32) for leaf in jacobian]
+    gram = sum(_product(leaf, leaf.T) for leaf in jacobian)
+    gram = jnp.where(jnp.isfinite(gram), gram, 0).astype(root.dtype)
+    squares, turn = jnp.linalg.eigh(root @ gram @ root.T)
     kept = num_rows(field, params)
-    rows = (turn[:, -kept:].T @ root) @ jacobian
-    return Curvature(rows, jnp.maximum(squares[-kept:], 0))
+    squares = jnp.maximum(squares[-kept:], 0)
+    sizes = jnp.sqrt(squares)[:, None]
+    # Of unit norm, or zero where nothing is known.
+    known = sizes > jnp.sqrt(jnp.finfo(jacobian[0].dtype).eps) * sizes[-1:]
+    turn = jnp.where(known, turn[:, -kept:].T @ root / jnp.where(known, sizes, 1), 0)
+    rows = [_product(turn.astype(leaf.dtype), leaf) for leaf in jacobian]
+    return Curvature(jnp.concatenate(rows, axis=1), squares)
 
 
-def _jacobian(problem: AbstractProblem, params: Params) -> Float[Array, "m P"]:
-    # Of all outputs: one reverse pass over the data for each that an example has.
+def _root(slopes: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """R with RᵀR = D, or its positive part."""
+    diagonal = jnp.diag(slopes)
+    rest = jnp.max(jnp.abs(slopes - jnp.diag(diagonal)))
+
+    def full() -> Array:
+        values, vectors = jnp.linalg.eigh(slopes)
+        return jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+
+    # As where examples have one output each and time does not depend on them.
+    alone = rest <= 1e-9 * jnp.max(jnp.abs(diagonal))
+    return jax.lax.cond(
+        anywhere(~alone), full, lambda: jnp.diag(jnp.sqrt(jnp.maximum(diagonal, 0)))
+    )
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _jacobian(
+    problem: AbstractProblem, params: Params
+) -> list[Float[Array, "outputs ..."]]:
+    """Of all outputs, array by array: one reverse pass over the data for each output
+    that an example has.
+    """
     if isinstance(problem.static, Batched):
         whole = jax.jacrev(problem.outputs)(params)
     else:
         one = jax.jacrev(problem.output_of)
         whole = jax.vmap(lambda i: one(params, i))(jnp.arange(problem.num_examples))
-    sizes = [leaf.shape for leaf in jtu.tree_leaves(params)]
-    rows = [
-        leaf.reshape(-1, *size)
-        for leaf, size in zip(jtu.tree_leaves(whole), sizes, strict=True)
+    dtype = dtype_of(params)
+    return [
+        rows.reshape(-1, leaf.size).astype(dtype)
+        for rows, leaf in zip(
+            jtu.tree_leaves(whole), jtu.tree_leaves(params), strict=True
+        )
     ]
-    return flatten_rows(jtu.tree_unflatten(jtu.tree_structure(params), rows))
 
 
 def num_rows(field: FlowField, params: Params) -> int:
     """How many eigenvalues are kept: all, or the largest if P is large."""
     number = int(np.prod(_shape_of_outputs(field.field.problem, params)))
-    size = sum(leaf.size for leaf in jtu.tree_leaves(params))
-    return min(number, max(_LEAST_KEPT, _NUMBERS_KEPT // size))
+    return min(number, max(_LEAST_KEPT, _NUMBERS_KEPT // _size(params)))
+
+
+def _is_large(field: FlowField, params: Params) -> bool:
+    """Whether not all eigenvalues are kept."""
+    number = int(np.prod(_shape_of_outputs(field.field.problem, params)))
+    return num_rows(field, params) < number
+
+
+def _size(params: Params) -> int:
+    return sum(leaf.size for leaf in jtu.tree_leaves(params))
 
 
 def _shape_of_outputs(problem: AbstractProblem, params: Params) -> tuple[int, ...]:

@@ -3,12 +3,15 @@
 from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._flat import Form
+from .._flow import FlowState
 from .._types import IntScalar, Scalar
 
 
@@ -101,14 +104,23 @@ def combined(weights: Array, rows: Array) -> Array:
     return jnp.matmul(weights, rows, precision=jax.lax.Precision.HIGHEST)
 
 
+def combined_with(weights: Array, new: Array, rows: Array) -> Array:
+    """The same with a new point before the others (which copies nothing)."""
+    return weights[:, :1] * new[None] + combined(weights[:, 1:], rows)
+
+
 class Interpolation(dfx.AbstractLocalInterpolation):
     """The polynomial through the last `order` + 1 points, the step's end first."""
 
     t0: Scalar
     t1: Scalar
     gaps: Float[Array, " nodes"]  # x_j - t1
-    points: Any  # with a leading axis of nodes
+    new: Float[Array, " N"]
+    points: Float[Array, "past N"]
     order: Scalar  # a whole number
+    form: Form  # of what the points are
+    # What only travels with a flow's state, constant over the step, if they are of one.
+    travelling: Any
 
     def evaluate(self, t0, t1=None, left=True):
         del left
@@ -118,8 +130,23 @@ class Interpolation(dfx.AbstractLocalInterpolation):
         used = first(self.order + 1, len(self.gaps))
         weights = at(self.gaps, used, jnp.asarray(t0 - self.t1, self.gaps.dtype))
 
-        def value(points: Array) -> Array:
-            along = weights.astype(points.dtype)
-            return jnp.tensordot(along, points, 1)
+        # Leaf by leaf, so that who asks for one of them does not pay for the others.
+        def value(new: Array, points: Array) -> Array:
+            along = weights.astype(new.dtype)
+            return along[0] * new + jnp.tensordot(along[1:], points, 1)
 
-        return jtu.tree_map(value, self.points)
+        points = jax.vmap(self.form.unflatten)(self.points)
+        state = jtu.tree_map(value, self.form.unflatten(self.new), points)
+        if self.travelling is None:
+            return state
+        return with_travelling(state, self.travelling)
+
+
+def with_travelling(state: FlowState, parts: Any) -> FlowState:
+    """With these parts, which are not integrated."""
+    return eqx.tree_at(travelling, state, parts, is_leaf=lambda x: x is None)
+
+
+def travelling(state: FlowState) -> Any:
+    """What `with_travelling` gives it."""
+    return state.work, state.pins, state.cut

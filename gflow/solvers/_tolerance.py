@@ -8,9 +8,9 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from .._controller import measures
-from .._flat import flatten, unflattener
-from .._flow import FlowState, sizes
+from .._flat import Form, flatten
+from .._flow import FlowState
+from .._norms import norms, norms_over
 from .._types import Scalar
 
 
@@ -24,57 +24,53 @@ class Tolerance(eqx.Module):
     atol: Any
     by_rows: Any
 
-    def measured(self, y0: Any, y1: Any, error: Any) -> Scalar:
-        """The error of a step from y0 to y1; it is accepted below one."""
-        if isinstance(y0, FlowState):
-            sizes0, sizes1, errors = map(
-                jtu.tree_leaves, measures(y0, y1, error, self.by_rows)
-            )
-            each = [
-                jnp.max(e / self._allowed(jnp.maximum(a, b)))
-                for a, b, e in zip(sizes0, sizes1, errors, strict=True)
-            ]
-            return jnp.max(jnp.stack(each))
-        y0, y1, error = flatten(y0), flatten(y1), flatten(error)
-        size = jnp.maximum(jnp.abs(y0), jnp.abs(y1))
-        return optx.rms_norm(error / self._allowed(size))
+    def measure(self, y0: Any, y1: Any) -> "Measure":
+        """Of the errors of a step from y0 to y1."""
+        if not isinstance(y0, FlowState):
+            size = jnp.maximum(jnp.abs(flatten(y0)), jnp.abs(flatten(y1)))
+            return Measure(self.allowed(size), None, self.by_rows)
+        before, after = (norms(y.params, self.by_rows) for y in (y0, y1))
+        size = jtu.tree_map(jnp.maximum, before, after)
+        allowed = jtu.tree_map(self.allowed, size)
+        return Measure(allowed, Form(y0.params), self.by_rows)
 
-    def scale(self, y0: Any, y1: Any, coupled: int) -> Float[Array, " P"]:
-        """What each coupled entry of an error is divided by for `size`."""
-        if isinstance(y0, FlowState):
-            before, after = (sizes(y, self.by_rows).params for y in (y0, y1))
-            size = flatten(
-                jtu.tree_map(
-                    lambda a, b, like: _spread(jnp.maximum(a, b), like),
-                    before,
-                    after,
-                    y0.params,
-                )
-            )
-        else:
-            size = jnp.maximum(jnp.abs(flatten(y0)), jnp.abs(flatten(y1)))[:coupled]
-        allowed = self._allowed(size)
-        # Nothing is known of what was zero and stays so.
-        return jnp.where(allowed > 0, allowed, 1)
-
-    def size(self, like: Any, scaled: Float[Array, " P"]) -> Scalar:
-        """Of an error so divided."""
-        if not isinstance(like, FlowState):
-            return optx.rms_norm(scaled)
-        parts = sizes(
-            eqx.tree_at(lambda s: s.params, like, unflattener(like.params)(scaled)),
-            self.by_rows,
-        ).params
-        return jnp.max(jnp.stack([jnp.max(x) for x in jtu.tree_leaves(parts)]))
-
-    def _allowed(self, size: Array) -> Array:
+    def allowed(self, size: Array) -> Array:
+        """Of what is so large."""
         return (
             jnp.asarray(self.atol, size.dtype)
             + jnp.asarray(self.rtol, size.dtype) * size
         )
 
 
-def _spread(of_rows: Array, like: Array) -> Array:
-    """A number for each row, for each entry."""
-    shape = (-1, *[1] * (like.ndim - 1)) if like.ndim else ()
-    return jnp.broadcast_to(of_rows.reshape(shape), like.shape)
+class Measure(eqx.Module):
+    """The size of an error of the coupled entries, as a vector; those below one are
+    tolerated.
+    """
+
+    # Of each row of a flow's parameters, or of each entry.
+    allowed: Any
+    form: Form | None
+    by_rows: Any
+
+    def size(self, x: Float[Array, " P"]) -> Scalar:
+        """In the norm of the step-size controller."""
+        if self.form is None:
+            return optx.rms_norm(x / self.allowed)
+        each = norms_over(self.form.unflatten(x), self.allowed, self.by_rows)
+        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jtu.tree_leaves(each)]))
+
+    def known(self) -> "Measure":
+        """With one for what was zero and stays so, of which nothing is known."""
+        allowed = jtu.tree_map(lambda a: jnp.where(a > 0, a, 1), self.allowed)
+        return Measure(allowed, self.form, self.by_rows)
+
+    def scale(self) -> Float[Array, " P"]:
+        """What is allowed of each entry."""
+        if self.form is None:
+            return self.allowed
+        return flatten(self.form.spread(self.allowed))
+
+    def unit(self) -> Scalar:
+        """The largest, which makes errors of order one of what matters most."""
+        leaves = [jnp.max(leaf) for leaf in jtu.tree_leaves(self.allowed)]
+        return jnp.max(jnp.stack(leaves))
