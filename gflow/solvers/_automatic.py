@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array
 
-from .._flat import flatten
+from .._controller import measures
+from .._flat import Form, flatten
 from .._flow import FlowState
 from .._lanes import anywhere
 from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
-from ._bdf import BDF, BDFState, _integrated, _num_coupled, _stacked
+from ._bdf import BDF, BDFState, _integrated, _num_coupled
 from ._bill import billed
 from ._monitor import Monitor, started
 from ._order import SAFETY
@@ -174,7 +175,7 @@ def _explicit_step(
     y1, error, dense, after, _ = solver.step(
         terms, t0, t1, y0, args, state.explicit, made_jump
     )
-    size = tolerance.measured(y0, y1, error)
+    size = _size(tolerance, y0, y1, error)
     size = jnp.where(jnp.isfinite(size), size, jnp.inf)
     safe = jnp.clip(size, 1e-10, 1e10)
     factor = SAFETY * safe ** (-_NOW / _ORDER) * state.last_size ** (_BEFORE / _ORDER)
@@ -219,17 +220,18 @@ def _as_polynomial(solver, dense, t0, t1, y0, y1) -> dict[str, Any]:
     """The dense output as BDF's: it is a polynomial too, known from five points."""
     read = solver.interpolation_cls(t0=t0, t1=t1, **dense)
     h = t1 - t0
-    inner = [_integrated(read.evaluate(t0 + f * h)) for f in _FRACTIONS[1:-1]]
-    rows = [_integrated(y1), *inner, _integrated(y0)]
+    inner = [read.evaluate(t0 + f * h) for f in _FRACTIONS[1:-1]]
+    rows = [flatten(_integrated(y)) for y in (y1, *inner, y0)]
     blanks = past.NUM_PAST + 1 - len(rows)
-    rows = rows + blanks * [jtu.tree_map(jnp.zeros_like, rows[0])]
-    points = jtu.tree_map(lambda *x: jnp.stack(x), *rows)
     gaps = jnp.array([f - 1.0 for f in _FRACTIONS] + [-1.5 - j for j in range(blanks)])
     dtype = jnp.result_type(h)
     return {
         "gaps": h * gaps.astype(dtype),
-        "points": _stacked(y1, points),
+        "new": rows[0],
+        "points": jnp.stack(rows[1:] + blanks * [jnp.zeros_like(rows[0])]),
         "order": jnp.full((), len(_FRACTIONS) - 1, dtype),
+        "form": Form(_integrated(y1)),
+        "travelling": past.travelling(y1) if isinstance(y1, FlowState) else None,
     }
 
 
@@ -240,7 +242,7 @@ def _implicit_step(
         terms, t0, t1, y0, args, state.implicit, made_jump
     )
     # BDF means the controller to choose the step by the square root of the error.
-    size = tolerance.measured(y0, y1, error)
+    size = _size(tolerance, y0, y1, error)
     power = _ORDER / solver.error_order(terms)
     safe = jnp.clip(size, 1e-10, 1e10)
     error = _scaled(error, jnp.where(size > 0, safe ** (power - 1), 0))
@@ -262,7 +264,7 @@ def _history(trial: _Trial, h: Scalar, y0: Any) -> BDFState:
     """What BDF goes on from after an explicit step: its end, middle and start."""
     number = _num_coupled(y0)
     gaps, used = trial.dense["gaps"], past.first(len(_FRACTIONS), past.NUM_PAST + 1)
-    rows = jax.vmap(flatten)(_integrated(trial.dense["points"]))
+    rows = jnp.concatenate([trial.dense["new"][None], trial.dense["points"]])
     kept = [0, 2, 4]
     slope_at = jax.vmap(jax.jacfwd(lambda x: past.at(gaps, used, x)))
     rates = past.combined(slope_at(gaps[jnp.array(kept)]), rows[:, number:])
@@ -293,6 +295,18 @@ def _either(condition: BoolScalar, yes: Callable, no: Callable) -> Any:
     one = jax.lax.cond(anywhere(condition), yes, blank)
     other = jax.lax.cond(anywhere(~condition), no, blank)
     return jtu.tree_map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def _size(tolerance: Tolerance, y0: Any, y1: Any, error: Any) -> Scalar:
+    """Of an error, as the step-size controller will see it."""
+    if not isinstance(y0, FlowState):
+        return tolerance.measure(y0, y1).size(flatten(error))
+    of_all = measures(y0, y1, error, tolerance.by_rows)
+    each = [
+        jnp.max(e / tolerance.allowed(jnp.maximum(a, b)))
+        for a, b, e in zip(*map(jtu.tree_leaves, of_all), strict=True)
+    ]
+    return jnp.max(jnp.stack(each))
 
 
 def _scaled(error: Any, factor: Scalar) -> Any:

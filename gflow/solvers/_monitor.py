@@ -23,7 +23,7 @@ _RELUCTANCE = 20.0
 # each other must not take turns.
 _PATIENCE = 6
 # And so many times more where the implicit one, whose first steps are short, is left.
-_IMPLICIT = 4
+_IMPLICIT = 16
 # A multiple of the known curvature beyond this is not believed.
 _MOST_HIDDEN = 100.0
 LOGGED = 16  # changes that are kept
