@@ -12,10 +12,11 @@ from ._law import Found, law, need, need_degree, need_separation, shown
 from ._run import Run
 
 
-# ζ' ~ (log log t)^-p is taken to have a finite integral for p above 3/2, not 1: p is
-# measured over a finite time. Powers of log t come to p > 2 by log t = 1e4, logarithmic
-# spirals to p < 1 at any time.
-_LENGTH = 2 / 3
+# dζ/dy ~ y^-p is taken to have a finite integral for p above 1.1, not 1: p is measured
+# over a finite time. Logarithmic spirals have p < 1 at any time. A direction that
+# converges like (log t)^-r has p = r y, so that the two can be told apart if r y is
+# clearly above that; three linear layers, r = 1/3, have p = 1.4 at log t = 1e3.
+_LENGTH, _CLEAR = 1 / 1.1, 1.25
 # The angle must fall like y^-p with p above 1/4. On the Mexican hat p is 5/6 late, and
 # 0.4 while it has made a turn or two; with an angle that stays p goes to 0.
 _ALIGNS = 4.0
@@ -62,7 +63,13 @@ def path_length(run: Run) -> Found:
     length of the polygon through the saved directions; also where that is longer, as it
     cannot be along the flow.
     """
-    late_stretches(run)
+    y = np.log(late_stretches(run)[1:])
+    rate = _slowest_rate(run)
+    need(
+        rate * y[1] * _LENGTH > _CLEAR,
+        f"log t = {run.log_t[-1]:.3g} is too early to tell a spiral from a direction "
+        f"that converges like (log t)^-{shown(rate)}",
+    )
     zeta = run.observed("path_length")
     polygon = np.cumsum(run.turned)
     integrated = zeta is not None and np.all(np.isfinite(zeta))
@@ -82,6 +89,15 @@ def path_length(run: Run) -> Found:
         1 / p if p > 0 else np.inf,
         _LENGTH,
     )
+
+
+def _slowest_rate(run: Run) -> float:
+    # At least (log t)^-r, as the curvature at the limit has it, or like 1/‖W‖.
+    if run.limit is not None:
+        predicted = float(run.limit.evidence.predicted_rate)
+        if np.isfinite(predicted) and predicted > 0:
+            return predicted
+    return 1 / max(need_degree(run), 1)
 
 
 def _longer(polygon: np.ndarray, zeta: np.ndarray, run: Run) -> bool:
