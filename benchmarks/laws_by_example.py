@@ -62,6 +62,7 @@ def measured(column: Column) -> dict[str, Any]:
         "rtol": rtol if math.isfinite(rtol) else 1e-3,
         "lanes": len(tables),
         "broken": list(flow.broken),
+        "why": flow.why,
         "seconds": time.perf_counter() - start,
     }
 
@@ -81,7 +82,7 @@ def worst(checks: list[gflow.laws.Check]) -> dict[str, Any]:
         "predicted": one.predicted,
         "measured": one.measured,
         "reason": one.reason,
-        "lanes": len(applying),
+        "failing": sum(one.verdict == "fail" for one in applying),
     }
 
 
@@ -103,7 +104,8 @@ def cell(row: dict[str, Any], bold: bool) -> str:
     ratio = row["violation"] / row["tolerance"]
     text = f"{number(row['violation'])} ({number(ratio)})"
     if row["verdict"] == "fail":
-        return f"**{text}**" if bold else f"{text} FAILS"
+        count = f", {row['failing']} lanes" if row.get("failing", 1) > 1 else ""
+        return f"**{text}**{count}" if bold else f"{text} FAILS{count}"
     return text
 
 
@@ -154,9 +156,10 @@ def unexpected(found: dict[str, Any], columns: list[Column]) -> list[str]:
     for column in columns:
         one = found[column.name]
         for law, row in one["rows"].items():
-            if row["verdict"] == "fail" and column.good:
+            known = law in one["broken"]
+            if row["verdict"] == "fail" and column.good and not known:
                 wrong.append(f"{column.name}: {law} fails ({row['measured']})")
-            if law in one["broken"] and row["verdict"] != "fail":
+            if known and row["verdict"] != "fail":
                 wrong.append(f"{column.name}: {law} does not fail ({row['measured']})")
     return wrong
 
@@ -194,6 +197,15 @@ def slack(found: dict[str, Any], columns: list[Column]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def explained(found: dict[str, Any], columns: list[Column]) -> list[str]:
+    """Why a law fails along what is a gradient flow with a limit."""
+    return [
+        f"{one.name}, {', '.join(found[one.name]['broken'])}: {found[one.name]['why']}"
+        for one in columns
+        if one.good and found[one.name].get("why")
+    ]
 
 
 SLACK_HEAD = ["law", "unit", "good", "largest", "of tolerance", "fail", "least failing"]
@@ -235,6 +247,7 @@ def page(found: dict[str, Any]) -> str:
         *markdown([head, *legend(found, good)]),
         "",
         *tables(found, good, True),
+        *(line for one in explained(found, good) for line in (f"*{one}*", "")),
         "## What is not the gradient flow, or has no limit",
         "",
         *markdown([head, *legend(found, bad)]),
@@ -272,6 +285,7 @@ def main() -> None:
         )
         print()
         print("\n".join(tables(found, some, False)))
+        print("\n".join(explained(found, some)))
     print("Room that tolerances leave")
     print("\n".join(aligned([SLACK_HEAD, *slack(found, COLUMNS)])))
     print("\nNot applicable")

@@ -19,7 +19,7 @@ from ._run import Run
 
 
 # Of rtol: smooth flows come to a tenth of it, sliding ones to about one.
-_CONSERVED = 20.0
+_CONSERVED = 5.0
 # Shares of a start that is not balanced approach their limits like 1/‖W‖².
 _EARLY = 0.1
 

@@ -24,9 +24,9 @@ _ALIGNS = 4.0
 # than over the one before, or by less than one percent.
 _GROWS, _SLOWER, _LITTLE = 0.1, 0.7, 0.01
 # Of rtol: error of a direction.
-_NOISE = 200.0
+_NOISE = 20.0
 # The fitted rate must be this part of the predicted one, as `gflow.limit` asks.
-_RATE = 0.5
+_RATE = 0.2
 
 
 def late_stretches(run: Run) -> np.ndarray:

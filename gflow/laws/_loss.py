@@ -9,9 +9,9 @@ from ._run import Run
 # Of rtol. Smooth flows come to about one time the tolerance, sliding ones to 10, and
 # stiff ones with an explicit solver to 50; of log ℒ, which magnifies what is left of ℒ,
 # to 100.
-_ENERGY, _LATE_ENERGY = 100.0, 1000.0
+_ENERGY, _LATE_ENERGY = 100.0, 200.0
 # A rise is the difference of two errors of the margins, which are L rtol of them each.
-_RISE = 20.0
+_RISE = 5.0
 _LARGEST = 700.0  # whose exponential is a float
 
 
