@@ -77,14 +77,10 @@ def problems():
             limit_margin.flowers(*flowers["four features"]),
         ),
         "squared ReLU, the plane": (
-            limit_margin.planar_network(40),
+            limit_margin.planar_network(60),
             limit_margin.planar_points(),
         ),
         "cubic, three layers": (cubic(), iris()),
-        "squared ReLU, both layers": (
-            gflow.nn.TwoLayer(4, 10, gflow.nn.squared_relu, key=jax.random.key(1)),
-            iris(),
-        ),
     }
 
 

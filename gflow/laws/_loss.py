@@ -6,10 +6,12 @@ from ._law import Found, law, need, shown
 from ._run import Run
 
 
-# Of rtol. Smooth flows come to about one time the tolerance, sliding ones to 10, and
-# stiff ones with an explicit solver to 50; of log ℒ, which magnifies what is left of ℒ,
-# to 100.
-_ENERGY, _LATE_ENERGY = 100.0, 200.0
+# Of rtol (benchmarks/laws_by_example.txt). Most flows come to about one time the
+# tolerance; 40, and 200 of log ℒ, where W moves along a straight line with long steps,
+# whose error is all that is controlled. Explicit steps at the limit of their stability
+# come to thousands of log ℒ: stiff components of the gradient are noise there. That is
+# a failure.
+_ENERGY, _LATE_ENERGY = 100.0, 500.0
 # A rise is the difference of two errors of the margins, which are L rtol of them each.
 _RISE = 5.0
 _LARGEST = 700.0  # whose exponential is a float
@@ -61,6 +63,9 @@ def loss_falls(run: Run) -> Found:
 def energy_identity(run: Run) -> Found:
     r"""ℒ(0) - ℒ(t) = ∫‖∂̄ℒ‖² dt at every saved time, over |ℒ(0)|.
 
+    Over the largest |ℒ| where that is more: losses that are unbounded below may begin
+    near zero.
+
     The integral is the solve's own, the losses those of the saved models: what these
     fall by beyond the reported ones, over the first reported one, is added to the
     solve's defect. Of gradient descent it is Σ η‖∇ℒ‖² over its steps.
@@ -78,9 +83,18 @@ def energy_identity(run: Run) -> Found:
             integral = reported - defect
             measured = f"{shown(gone[-1])} and {shown(integral[-1])} (ℒ(0))"
         defect = defect + (gone - reported)
+    defect = defect / _growth_of_size(run.loss)
     worst = float(np.max(np.abs(defect)))
     measured = measured or f"off by {shown(worst)} ℒ(0)"
     return Found("two equal sides", measured, worst, run.tolerance(_ENERGY))
+
+
+def _growth_of_size(loss: np.ndarray) -> float:
+    # Of |ℒ| above |ℒ(0)|. Losses that overflow begin with their largest value.
+    sizes = np.abs(loss[np.isfinite(loss)])
+    if not sizes.size or sizes[0] == 0:
+        return max(1.0, float(np.max(sizes, initial=0.0)))
+    return max(1.0, float(np.max(sizes) / sizes[0]))
 
 
 def _descent_energy(run: Run) -> Found:
