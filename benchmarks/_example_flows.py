@@ -5,7 +5,6 @@ lanes of one, with what the laws need to know of it.
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 import warnings
@@ -183,39 +182,17 @@ def _():
 # --- To moderate times ----------------------------------------------------------------
 
 
-@functools.cache
-def hundred() -> Any:
-    """All initialisations."""
-    return initialisations.flow(
-        jax.random.split(jax.random.key(0), initialisations.COUNT)
-    )
-
-
 @column("I1", "initialisations", "digits, 100 squared ReLU networks, log t = 200")
 def _():
     why = (
         "explicit steps at the limit of their stability, at a loose tolerance. W is "
         "not affected, but stiff components of the gradient are noise, whose square "
-        "the solve integrates. The same flow by an implicit solver, I2, has none."
+        "the solve integrates (docs: The late phase)."
     )
     broken = ["energy identity, late"]
     data, loss = initialisations.data(), initialisations.LOSS
-    return Flow(hundred(), data, loss, broken=broken, why=why)
-
-
-@column("I2", "initialisations", "that with the largest defect, by BDF; other: in I1")
-def _():
-    defects = np.nanmax(np.abs(hundred().log_loss_defect), axis=1)
-    worst = int(np.argmax(defects))
-    one, data, loss = (
-        lane(hundred(), worst),
-        initialisations.data(),
-        initialisations.LOSS,
-    )
-    key = jax.random.split(jax.random.key(0), initialisations.COUNT)[worst]
-    model = gflow.nn.TwoLayer(64, 10, gflow.nn.squared_relu, key=key)
-    options = {"clock": LOG_TIME, "solver": gflow.solvers.BDF(), "rtol": 1e-5}
-    return Flow(again(model, one, data, loss, **options), data, loss, {"other": one})
+    keys = jax.random.split(jax.random.key(0), initialisations.COUNT)
+    return Flow(initialisations.flow(keys), data, loss, broken=broken, why=why)
 
 
 @column("G1", "growth_rates", "one iris, three balanced linear layers")
