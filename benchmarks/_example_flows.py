@@ -333,7 +333,7 @@ _BROKEN = {
     "loose": ("energy identity", *BALANCE, "one curve under every clock"),
     "changed": ("saved values", *ENERGY, *BALANCE, "α ≤ β"),
     "backwards": ("saved values", "loss falls", "norm rises", "smoothed margin rises"),
-    "lopsided": (*BALANCE, "layer shares", "layers become rank one"),
+    "lopsided": (*BALANCE, "layer shares", "gradient aligns"),
     "astray": ("gradient aligns", "direction's rate", "one curve under every clock"),
     "late": ("growth rate",),
     "biased": ("Euler's theorem",),

@@ -18,8 +18,8 @@ from ._run import Run
 # clearly above that; three linear layers, r = 1/3, have p = 1.4 at log t = 1e3.
 _LENGTH, _CLEAR = 1 / 1.1, 1.25
 # The angle must fall like y^-p with p above 1/4. On the Mexican hat p tends to 5/6, and
-# is 0.82 at log t = 1e7; networks have more than 1.2; with an angle that stays p goes to
-# 0, and is 6e-4 in examples/all_laws.py.
+# is 0.82 at log t = 1e7; networks have more than 1.2; of an angle that stays p goes to
+# zero, and is 6e-4 in examples/all_laws.py.
 _ALIGNS = 4.0
 # A flow is late if its margin grows by less than a tenth over a stretch, and by less
 # than over the one before, or by less than one percent.
