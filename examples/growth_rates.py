@@ -53,6 +53,7 @@ def flowers(*rows):
 
 
 ONE, TWO = (0,), (45, 82)  # a setosa; another and a versicolor
+START_OF_TWO = np.array([0.5, 0.5, -0.2, 0.3, 0.2])
 
 
 # --- Figure 2: growth -----------------------------------------------------------------
@@ -106,21 +107,26 @@ def closed_form(log_time, depth):
     return np.array([one(v) for v in log_time])
 
 
+def growth_flow(depth, data, log_t):
+    """The flow of K layers."""
+    return gflow.integrate(
+        balanced_network(depth, data[0]),
+        data,
+        LOSS,
+        (0.0, gflow.exp(log_t[-1])),
+        save_at=gflow.exp(log_t),
+        observe="layer_norms",
+        clock=LOG_TIME,
+        rtol=1e-8,
+    )
+
+
 def growth(depths, log_t):
     """Flows of K layers on one example, each with its closed form."""
-    x, y = flowers(*ONE)
+    data = flowers(*ONE)
     found = {}
     for depth in depths:
-        solution = gflow.integrate(
-            balanced_network(depth, x),
-            (x, y),
-            LOSS,
-            (0.0, gflow.exp(log_t[-1])),
-            save_at=gflow.exp(log_t),
-            observe="layer_norms",
-            clock=LOG_TIME,
-            rtol=1e-8,
-        )
+        solution = growth_flow(depth, data, log_t)
         norms = np.asarray(solution.observed["layer_norms"])
         product = norms.prod(axis=1)
         expected = closed_form(log_t + math.log(depth), depth)
@@ -312,8 +318,9 @@ def two_example_rates(log_t, log_t_normalised):
     if q.min() <= 0:
         raise RuntimeError("the two examples are not both support vectors")
     target = z.T @ q / np.linalg.norm(z.T @ q)
-    start = np.array([0.5, 0.5, -0.2, 0.3, 0.2])
-    standard, normalised = both_flows(start, (x, y), log_t, log_t_normalised, 1e-8)
+    standard, normalised = both_flows(
+        START_OF_TWO, (x, y), log_t, log_t_normalised, 1e-8
+    )
     angle = (
         angles_to(np.asarray(standard.models.weight)[:, 0], target),
         angles_to(np.asarray(normalised.models.v), target),

@@ -23,6 +23,7 @@ import gflow
 jax.config.update("jax_enable_x64", True)
 
 COUNT = 100
+LOSS = gflow.losses.Logistic()
 LOG_T = np.array([-np.inf, 0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0])
 
 
@@ -41,7 +42,7 @@ def flow(key):
     return gflow.integrate(
         model,
         data(),
-        gflow.losses.Logistic(),
+        LOSS,
         (0.0, gflow.exp(LOG_T[-1])),
         save_at=gflow.exp(LOG_T),
         observe=("min_margin", "accuracy"),

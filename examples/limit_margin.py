@@ -86,14 +86,18 @@ FLOWERS = {
 }
 
 
+def deep_network():
+    """Three linear layers."""
+    sizes = (4, *[4] * (DEPTH - 1), "scalar")
+    return gflow.nn.DeepLinear(sizes, key=jax.random.key(0))
+
+
 def deep_linear():
     """Both flows with their limits, and the layers along them."""
     found = {}
     for name, (columns, constant) in FLOWERS.items():
         data = flowers(columns, constant)
-        sizes = (4, *[4] * (DEPTH - 1), "scalar")
-        model = gflow.nn.DeepLinear(sizes, key=jax.random.key(0))
-        solution = flow(model, data)
+        solution = flow(deep_network(), data)
         end = gflow.limit(solution, data, LOSS)
         certificate = deep_linear_certificate(end, data)
         svm = np.asarray(certificate.svm_direction)
@@ -273,12 +277,17 @@ def best_of_any_width(data, count=1440):
     return value, (q @ both_signs(100 * count)).max()
 
 
+def planar_network(width):
+    """Squared ReLU, with fixed signs."""
+    return gflow.nn.TwoLayer(
+        2, width, gflow.nn.squared_relu, outer="fixed", key=jax.random.key(0)
+    )
+
+
 def planar(width):
     """The flow of a squared ReLU network in the plane, and its limit."""
     data = planar_points()
-    model = gflow.nn.TwoLayer(
-        2, width, gflow.nn.squared_relu, outer="fixed", key=jax.random.key(0)
-    )
+    model = planar_network(width)
     solution = flow(model, data)
     end = gflow.limit(solution, data, LOSS)
     signs = np.asarray(model.outer.value)

@@ -54,6 +54,20 @@ def curve(solution):
 # --- Figure 1 -------------------------------------------------------------------------
 
 
+def flow_of(kind, times):
+    """One of the three flows."""
+    return gflow.integrate(
+        network(START),
+        (X, Y),
+        LOSS,
+        (0.0, times[-1]),
+        save_at=times,
+        clock=gflow.clocks.LogTime(),
+        rtol=1e-11,
+        flow=kind,
+    )
+
+
 def figure_one(times):
     """The three flows at the same times."""
     flows = {
@@ -63,16 +77,7 @@ def figure_one(times):
     }
     found = {}
     for name, flow in flows.items():
-        solution = gflow.integrate(
-            network(START),
-            (X, Y),
-            LOSS,
-            (0.0, times[-1]),
-            save_at=times,
-            clock=gflow.clocks.LogTime(),
-            rtol=1e-11,
-            flow=flow,
-        )
+        solution = flow_of(flow, times)
         w = curve(solution)
         found[name] = {
             "t": times,

@@ -24,6 +24,7 @@ import gflow
 
 jax.config.update("jax_enable_x64", True)  # losses to e^-1000 want float64
 
+LOSS = gflow.losses.Exponential()
 OBSERVE = ("min_margin", "smoothed_margin", "alignment", "path_length")
 SPAN = (0.0, gflow.exp(1000.0))
 
@@ -39,6 +40,28 @@ def iris():
     x, y = gflow.data.two_classes(*gflow.data.iris(), 0, 1)
     x = np.asarray(gflow.nn.append_one(gflow.data.standardise(x)))
     return x / np.linalg.norm(x, axis=1).max(), y
+
+
+def problems():
+    """The networks, each with its data."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    nn = gflow.nn
+    return {
+        "digits, squared ReLU": (
+            nn.TwoLayer(64, 32, nn.squared_relu, key=keys[0]),
+            digits(),
+        ),
+        "iris, linear": (nn.Linear(5, "scalar", key=keys[1]), iris()),
+        "iris, three linear layers": (
+            nn.DeepLinear((5, 8, 8, "scalar"), key=keys[2]),
+            iris(),
+        ),
+    }
+
+
+def flow(model, data):
+    """The gradient flow to log t = 1000."""
+    return gflow.integrate(model, data, LOSS, SPAN, observe=OBSERVE)
 
 
 def svm_margin(x, y):
@@ -128,24 +151,10 @@ def main():
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    keys = jax.random.split(jax.random.key(0), 3)
-    nn, loss = gflow.nn, gflow.losses.Exponential()
-    problems = {
-        "digits, squared ReLU": (
-            nn.TwoLayer(64, 32, nn.squared_relu, key=keys[0]),
-            digits(),
-        ),
-        "iris, linear": (nn.Linear(5, "scalar", key=keys[1]), iris()),
-        "iris, three linear layers": (
-            nn.DeepLinear((5, 8, 8, "scalar"), key=keys[2]),
-            iris(),
-        ),
-    }
     solutions = {}
-    for name, (model, data) in problems.items():
-        solution = gflow.integrate(model, data, loss, SPAN, observe=OBSERVE)
-        solutions[name] = solution
-        table(name, solution)
+    for name, (model, data) in problems().items():
+        solutions[name] = flow(model, data)
+        table(name, solutions[name])
     # The margin of L linear layers of total norm one is at most the SVM's times
     # L^(-L/2), where all layers have the same share (Proposition 4.4).
     svm = svm_margin(*iris())

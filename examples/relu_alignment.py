@@ -139,10 +139,9 @@ def neurons():
     return BothSigns(network(1.0), network(-1.0))
 
 
-def alignment(norms, points):
+def aligning(norms, points):
     """The flows from all norms, in one call."""
-    start = neurons()
-    theory = predicted_jumps()
+    start, theory = neurons(), predicted_jumps()
     # Directions move at times of order one, the loss at multiples of log(1/‖W_0‖) and
     # then within times of order one.
     early = jnp.geomspace(0.02, 10.0, points)
@@ -164,8 +163,14 @@ def alignment(norms, points):
             rtol=1e-7,
         )
 
+    return solve(-jnp.log(jnp.asarray(norms)))
+
+
+def alignment(norms, points):
+    """What the directions, the norms and the losses do along them."""
+    theory = predicted_jumps()
     log_scale = -np.log(np.asarray(norms))
-    solution = solve(jnp.asarray(log_scale))
+    solution = aligning(norms, points)
     weight = np.asarray(solution.models.weight)
     angle = np.degrees(np.arctan2(weight[..., 1], weight[..., 0]))
     t, loss = np.asarray(solution.t), np.asarray(solution.loss)
@@ -368,32 +373,42 @@ def exact_flow(w, t, *, leave):
     return np.stack([up + down, up - down], axis=1)
 
 
-def branching(t):
-    """From one branching start, and from others, both ways of going on."""
+def starts_of_product():
+    """One branching start, and others."""
     radii = (0.7, 1.4)
     angles = np.radians(np.arange(15.0, 360.0, 30.0))
     around = [(r * np.cos(a), r * np.sin(a)) for r in radii for a in angles]
-    starts = np.array([(1.0, 0.0), (1.0, 1e-3), (1.0, -1e-3), (-1.3, 0.0), *around])
+    return np.array([(1.0, 0.0), (1.0, 1e-3), (1.0, -1e-3), (-1.3, 0.0), *around])
 
-    def flows(branch):
-        @eqx.filter_jit
-        @eqx.filter_vmap
-        def solve(w):
-            return gflow.integrate(
-                Product(w),
-                (np.ones(1), np.ones(1)),
-                output_itself,
-                (0.0, t[-1]),
-                save_at=t,
-                rtol=1e-8,
-                branch=branch,
-            )
 
-        return solve(jnp.asarray(starts))
+ONE_POINT = (np.ones(1), np.ones(1))
 
+
+def branches(branch, t):
+    """The flows from all starts, in one call."""
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def solve(w):
+        return gflow.integrate(
+            Product(w),
+            ONE_POINT,
+            output_itself,
+            (0.0, t[-1]),
+            save_at=t,
+            rtol=1e-8,
+            branch=branch,
+        )
+
+    return solve(jnp.asarray(starts_of_product()))
+
+
+def branching(t):
+    """From one branching start, and from others, both ways of going on."""
+    starts = starts_of_product()
     found = {}
     for branch in ("steepest", "stay"):
-        solution = flows(branch)
+        solution = branches(branch, t)
         w = np.asarray(solution.models.w)
         leave = branch == "steepest"
         exact = np.stack([exact_flow(one, t, leave=leave) for one in starts])
@@ -515,20 +530,27 @@ def random_problem():
     return model, (x, np.where(rng.normal(size=12) > 0, 1.0, -1.0))
 
 
-def sliding(last, points):
-    """The flow by the inclusion, and what automatic differentiation returns."""
-    model, data = random_problem()
-
-    def flow(times, rtol, kinks):
-        solution = gflow.integrate(
-            model,
-            data,
+def slide(times, rtol, kinks):
+    """The flow to the last of some times."""
+    with warnings.catch_warnings():
+        if kinks == "autodiff":
+            warnings.simplefilter("ignore")  # that this is not the flow, which we show
+        return gflow.integrate(
+            *random_problem(),
             gflow.losses.Logistic(),
-            (0.0, last),
+            (0.0, times[-1]),
             save_at=times,
             rtol=rtol,
             kinks=kinks,
         )
+
+
+def sliding(last, points):
+    """The flow by the inclusion, and what automatic differentiation returns."""
+    _, data = random_problem()
+
+    def flow(times, rtol, kinks):
+        solution = slide(times, rtol, kinks)
         weight = np.asarray(solution.models.weight)
         z = np.einsum("tjd,nd->tnj", weight, data[0]).reshape(len(times), -1)
         return solution, z
@@ -547,9 +569,7 @@ def sliding(last, points):
     t = np.sort(np.concatenate([np.linspace(0.0, last, points), window]))
     solution, z = flow(t, 1e-8, "auto")
     pinned, inclusion = pinned_in(solution), solution.inclusion
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this is not the flow, which we show
-        chattering, z_auto = flow(t, 1e-5, "autodiff")
+    chattering, z_auto = flow(t, 1e-5, "autodiff")
     each = np.gradient(t)
     return {
         "t": t,

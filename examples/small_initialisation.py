@@ -144,19 +144,22 @@ class Circle:
 # --- From small weights ---------------------------------------------------------------
 
 
-def early(norms, points):
-    """The flows from all norms in one call, through the alignment and the escape."""
+def early_flows(norms, points):
+    """The flows from all norms in one call, through the alignment and the escape.
+
+    With which maximum of the NCF each neuron converges to, and the times that all save.
+    """
     x, y, _ = data()
     circle = Circle(x, y)
     w = np.random.default_rng(1).normal(size=(NEURONS, 2))
     w /= np.linalg.norm(w)
     basin = circle.basin(np.arctan2(w[:, 1], w[:, 0]))
     start = network(*(w[basin == k] for k in range(len(circle.maxima))))
-    rates = 2 * np.asarray(circle.n(circle.maxima))
+    rate = 2 * np.asarray(circle.n(circle.maxima))[0]
     # On one clock for all norms, and up to the escape of each.
     log_size = np.log(1 / np.asarray(norms))
-    shared = jnp.linspace(0, 0.5 * log_size.min() / rates[0], points)
-    last = 1.3 / rates[0]
+    shared = jnp.linspace(0, 0.5 * log_size.min() / rate, points)
+    last = 1.3 / rate
 
     @eqx.filter_jit
     @eqx.filter_vmap
@@ -178,8 +181,16 @@ def early(norms, points):
             rtol=1e-9,
         )
 
-    solution = solve(jnp.asarray(log_size))
-    found = read(solution, log_size)
+    return solve(jnp.asarray(log_size)), basin, shared
+
+
+def early(norms, points):
+    """What directions, norms and losses do along them."""
+    x, y, _ = data()
+    circle = Circle(x, y)
+    rates = 2 * np.asarray(circle.n(circle.maxima))
+    solution, basin, shared = early_flows(norms, points)
+    found = read(solution, np.log(1 / np.asarray(norms)))
     # The parts are in the order of the maxima.
     target = np.sort(basin)
     near = [np.abs(t[:, None] - np.asarray(shared)).argmin(axis=0) for t in found["t"]]
@@ -293,19 +304,29 @@ def early_table(found):
 BESIDE = (1e-6, 1e-30)
 
 
-def saddle(norms, points):
-    """The flows from beside the saddle, from all distances in one call."""
+def saddle_point():
+    """The large neurons there, their fit of the data, and the residual."""
     x, y, u = data()
     half = NEURONS // 2
     large = np.tile(u * math.sqrt(AHEAD / half), (half, 1))
     fit = np.sum(np.maximum(x @ large.T, 0) ** 2, axis=1)
     left = y - fit
     left[np.abs(left) < 1e-12] = 0.0
+    return large, fit, left
+
+
+# Perturbations of the large neurons, and the small ones.
+BESIDE_NOISE = np.random.default_rng(17).normal(size=(2, NEURONS // 2, 2))
+
+
+def saddle_flows(norms, points):
+    """The flows from beside the saddle, from all distances in one call."""
+    x, y, _ = data()
+    large, _, left = saddle_point()
     circle = Circle(x, left)
-    noise = np.random.default_rng(17).normal(size=(2, half, 2))
     rate = 2 * float(circle.n(circle.maxima)[0])
-    log_size = -np.log(np.asarray(norms))
     last = 1.25 / rate
+    noise = BESIDE_NOISE
 
     @eqx.filter_jit
     @eqx.filter_vmap
@@ -325,8 +346,18 @@ def saddle(norms, points):
             rtol=1e-9,
         )
 
-    solution = solve(jnp.asarray(log_size))
-    found = read(solution, log_size)
+    return solve(-jnp.log(jnp.asarray(norms)))
+
+
+def saddle(norms, points):
+    """What the small and the large neurons do along them."""
+    x, y, _ = data()
+    large, fit, left = saddle_point()
+    circle = Circle(x, left)
+    rate = 2 * float(circle.n(circle.maxima)[0])
+    noise = BESIDE_NOISE
+    solution = saddle_flows(norms, points)
+    found = read(solution, -np.log(np.asarray(norms)))
     small = np.logaddexp.reduce(2 * found["sizes"], axis=-1) / 2
     found["log_norm"] = small
     moved = np.linalg.norm(

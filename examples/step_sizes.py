@@ -45,6 +45,19 @@ def problem():
     return model, (x, y), gflow.losses.Square(reduction="mean")
 
 
+def flow_of(model, data, loss):
+    """The gradient flow."""
+    return gflow.integrate(
+        model,
+        data,
+        loss,
+        (0.0, END),
+        save_at=TIMES,
+        observe=[sharpness, "accuracy"],
+        rtol=1e-9,
+    )
+
+
 def sharpness(state):
     """An observer: λ_max of the Hessian, by power iteration."""
 
@@ -203,15 +216,7 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     model, data, loss = problem()
-    flow = gflow.integrate(
-        model,
-        data,
-        loss,
-        (0.0, END),
-        save_at=TIMES,
-        observe=[sharpness, "accuracy"],
-        rtol=1e-9,
-    )
+    flow = flow_of(model, data, loss)
     first, last = (float(flow.observed["sharpness"][i]) for i in (0, -1))
     edge = 2 / float(jnp.max(flow.observed["sharpness"]))
     print(

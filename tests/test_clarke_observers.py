@@ -79,6 +79,56 @@ def test_clarke_is_the_least_norm():
     assert int(seen["num_at_zero"]) == 1 and bool(seen["exact"])
 
 
+def test_lanes_against_numpy():
+    """Under jit and vmap: the least norm over the slope at the kink, by brute force."""
+    nets = [at_kink(), generic()]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def run(net):
+        return evaluate(net, DATA, LOSS, WANTED)
+
+    seen = run(stacked)
+    for number, net in enumerate(nets):
+        w, a = np.asarray(net.weight), np.asarray(net.outer)
+        z = X @ w.T
+        at_zero = np.abs(z) < 1e-12
+        q = Y / (1 + np.exp(Y * (np.maximum(z, 0) @ a)))  # -ℓ' y
+
+        def gradient(share, w=w, a=a, z=z, q=q, at_zero=at_zero):
+            slope = np.where(at_zero, share, z > 0)
+            return np.concatenate(
+                [
+                    ((q[:, None] * slope).T @ X * a[:, None]).ravel(),
+                    q @ np.maximum(z, 0),
+                ]
+            )
+
+        # ‖g_0 + λ(g_1 - g_0)‖ over λ in [0, 1].
+        zero, one = gradient(0.0), gradient(1.0)
+        along = one - zero
+        share = 0.0
+        if at_zero.any():
+            share = np.clip(-(zero @ along) / (along @ along), 0, 1)
+            np.testing.assert_allclose(
+                seen["clarke"]["multipliers"][number, 0], share, rtol=1e-10
+            )
+        g, flat = gradient(share), np.concatenate([w.ravel(), a])
+        size = np.linalg.norm(flat)
+        radial = abs(g @ flat) / size
+        across = np.linalg.norm(g - (g @ flat) * flat / size**2)
+        close = {"rtol": 1e-10, "atol": 1e-10}
+        for found, expected in (
+            (seen["clarke"]["log_norm"], np.linalg.norm(g)),
+            (seen["grad_norm"], np.linalg.norm(g)),
+            (seen["radial_spherical"]["log_radial_loss"], radial),
+            (seen["radial_spherical"]["log_spherical_loss"], across),
+        ):
+            np.testing.assert_allclose(found[number], np.log(expected), **close)
+        assert int(seen["clarke"]["num_at_zero"][number]) == at_zero.sum()
+
+
 def test_nothing_underflows():
     # -relu(x1) + 3 |x2| separates these; 128 times that has margins of thousands.
     net = model([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], outer=(-1.0, 3.0, 3.0))

@@ -46,4 +46,5 @@ def test_every_example_is_tested():
     # Their tests are in test_examples_late.py, _kinks, _flows, _small and _plane.py.
     elsewhere = {"growth_rates", "limit_margin", "normalised_flows", "relu_alignment"}
     elsewhere |= {"mexican_hat", "random_network_margins", "small_initialisation"}
+    elsewhere |= {"all_laws"}
     assert found == set(EXAMPLES) | elsewhere

@@ -102,8 +102,8 @@ def test_the_rate_of_the_direction(late):
     limit = gflow.limit(late, flowers(), EXPONENTIAL)
     row = late_table(late, limit=limit)["direction's rate"]
     assert row.verdict == "pass", str(row)
-    slow = limit.evidence.predicted_rate / 4
-    limit = eqx.tree_at(lambda one: one.evidence.rate, limit, slow)
+    fast = 4 * limit.evidence.predicted_rate
+    limit = eqx.tree_at(lambda one: one.evidence.predicted_rate, limit, fast)
     assert late_table(late, limit=limit)["direction's rate"].verdict == "fail"
 
 
@@ -269,6 +269,51 @@ def test_other_models_than_those_of_the_flow(late):
     table = late_table(moved(late, still))
     laws = ("saved values", *ENERGY)
     assert verdicts(table, laws) == everything(laws, "fail"), str(table)
+
+
+def test_a_direction_that_stays_away_from_the_limit(late):
+    """By 3°, always on the same side: it converges, but not to where the flow goes."""
+
+    def astray(arrays):
+        leaves, structure = jax.tree.flatten(arrays)
+        size = jnp.exp(late.log_norm)[:, None, None]
+        first = leaves[0] + 0.05 * size * jnp.eye(*leaves[0].shape[1:])[None]
+        return jax.tree.unflatten(structure, [first, *leaves[1:]])
+
+    solution = moved(late, astray)
+    limit = gflow.limit(solution, flowers(), EXPONENTIAL)
+    table = late_table(solution, limit=limit, other=late)
+    laws = ("gradient aligns", "direction's rate", "one curve under every clock")
+    assert verdicts(table, laws) == everything(laws, "fail"), str(table)
+    # It still converges, and has a path of finite length.
+    assert table["path length is finite"].verdict == "pass"
+
+
+def test_the_length_of_the_path_at_infinity(late):
+    known = [
+        gflow.laws.path_limit(
+            late.log_t[late.log_t <= 10.0**k],
+            late.observed["path_length"][late.log_t <= 10.0**k],
+            since=int(jnp.argmax(late.log_loss < 0)),
+        )
+        for k in (4, 6)
+    ]
+    early, last = known
+    # What is left at 1e4, as it is seen at 1e6, where it is a tenth of that.
+    left = last.path_length + last.left - early.path_length
+    assert early.left == pytest.approx(left, rel=0.2)
+    assert left < early.bound < 3 * left
+    assert 0 < last.left < last.bound < 0.3 * left
+    # ζ_∞ - ζ = (log t)^-1/2, and a logarithmic spiral's y^{1/6}.
+    log_t = np.geomspace(5.0, 1e6, 50)
+    power = gflow.laws.path_limit(log_t, 2.0 - log_t**-0.5)
+    assert power.rate == pytest.approx(0.5, abs=1e-3)
+    assert power.path_length + power.left == pytest.approx(2.0, abs=1e-5)
+    assert power.bound > power.left
+    spiral = gflow.laws.path_limit(log_t, np.log(log_t) ** (1 / 6))
+    assert 0.5 < spiral.exponent < 1 and np.isinf(spiral.bound)
+    short = gflow.laws.path_limit(log_t[:5], log_t[:5])
+    assert np.isnan(short.left) and short.path_length == log_t[4]
 
 
 def test_layers_of_other_shapes(late):

@@ -12,6 +12,7 @@ import gflow
 from gflow import observe
 from gflow.losses import CrossEntropy, Exponential, Logistic, Square
 from gflow.observe import evaluate
+from gflow.observe._known import KNOWN
 
 from .helpers import rng, tolerance
 
@@ -113,9 +114,18 @@ SMALL = {
 }
 
 
+# Of one gradient, and evaluated in the same program.
+PLAIN = (
+    "log_loss log_norm grad_norm layer_norms margins min_margin accuracy alignment "
+    "radial_spherical clarke"
+).split()
+
+
 @pytest.fixture(scope="module")
 def seen(data):
-    return observed(stack(nets()), data, Logistic(), SMALL)
+    what = SMALL | {name: getattr(observe, name) for name in PLAIN}
+    what["drift"] = observe.ntk_drift.since(nets()[1])
+    return observed(stack(nets()), data, Logistic(), what)
 
 
 @pytest.mark.parametrize("number", range(LANES))
@@ -137,11 +147,43 @@ def test_against_numpy(seen, data, number):
     left = np.linalg.svd(w[:9].reshape(M, D))[0][:, 0]
     radial = toward @ w / norm
     kernel = jac @ jac.T
+    jac_then = dense(nets()[1], x)[1]
+    then = jac_then @ jac_then.T
+    moved = np.linalg.norm(kernel - then)
+    across = np.linalg.norm(toward - radial * w / norm)
+    # ∂̄α̃ = ∇α/‖W‖³ - 3αW/‖W‖⁵
+    excess = abs(radial - 3 * alpha / norm)
     squares = [np.sum(w[:9] ** 2) / 2, np.sum(w[9:] ** 2)]
     positive = np.median(p[p >= 0])
     check(
         seen,
         {
+            "log_loss": np.log(np.sum(np.log1p(np.exp(-p)))),
+            "log_norm": np.log(norm),
+            "grad_norm": np.log(speed * np.linalg.norm(toward)),
+            "layer_norms": [np.linalg.norm(w[:9]), np.linalg.norm(w[9:])],
+            "margins": p,
+            "min_margin": p.min() / norm**3,
+            "accuracy": np.mean(p > 0),
+            "alignment": angle(w, toward),
+            "radial_spherical": {
+                "log_radial_loss": np.log(speed * abs(radial)),
+                "log_spherical_loss": np.log(speed * across),
+                "log_ratio_loss": np.log(across / abs(radial)),
+                "log_radial_margin": np.log(excess / norm**3),
+                "log_spherical_margin": np.log(across / norm**3),
+                "log_ratio_margin": np.log(across / excess),
+            },
+            "clarke": {
+                "log_norm": np.log(speed * np.linalg.norm(toward)),
+                "num_at_zero": 0,
+                "exact": True,
+            },
+            "drift": {
+                "log_relative": np.log(moved / np.linalg.norm(then))
+                if number == 0
+                else -np.inf,
+            },
             "beta": np.sum(q * p),
             "dual": q,
             "layer_alignment": [angle(*pair) for pair in parts],
@@ -154,9 +196,7 @@ def test_against_numpy(seen, data, number):
                 "direction": toward / np.linalg.norm(toward),
                 "log_speed": np.log(speed * np.linalg.norm(toward)),
                 "log_growth": np.log(speed * abs(radial) / norm),
-                "log_turning": np.log(
-                    speed * np.linalg.norm(toward - radial * w / norm) / norm
-                ),
+                "log_turning": np.log(speed * across / norm),
             },
             "layer_rank": {
                 "stable_rank": [np.sum(singular**2) / singular[0] ** 2, 1.0],
@@ -179,6 +219,10 @@ def test_against_numpy(seen, data, number):
         },
     )
     assert np.isnan(seen["ntk_drift"]["angle"])
+    if number == 0:
+        np.testing.assert_allclose(
+            seen["drift"]["angle"], angle(kernel.ravel(), then.ravel()), **CLOSE
+        )
     np.testing.assert_allclose(seen["layer_rank"]["singular_values"][0], singular)
     np.testing.assert_allclose(
         seen["neuron_balancedness"][0],
@@ -188,6 +232,55 @@ def test_against_numpy(seen, data, number):
     slope = 2 * (each[:, D] * np.maximum(x @ each[:, :D].T, 0)) @ each[:, :D]
     slope /= np.where(slope == 0, np.nan, np.linalg.norm(slope, axis=1, keepdims=True))
     np.testing.assert_allclose(seen["saliency"], slope, **CLOSE)
+
+
+def test_every_observer_is_computed_again_in_numpy():
+    """Here or in test_deep_linear, under jit and vmap; and the others elsewhere."""
+    deep_linear = {"matrix_balancedness", "layer_margins"}
+    spectra = {
+        "sharpness",
+        "log_sharpness",
+        "hessian_spectrum",
+        "normalized_jacobian",
+    }
+    # Of a solve: test_path_length_is_that_of_a_polygon.
+    along = {"path_length"}
+    assert set(SMALL) | set(PLAIN) | deep_linear | spectra | along >= set(KNOWN)
+
+
+def test_path_length_is_that_of_a_polygon(data):
+    # A fine polygon through saved directions is shorter by a sixth of Σ|turn|³κ².
+    times = np.linspace(0.0, 0.5, 2001)
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def run(net):
+        return gflow.integrate(
+            net,
+            data,
+            Logistic(),
+            (0.0, 0.5),
+            save_at=times,
+            observe="path_length",
+            rtol=1e-12,
+        )
+
+    both = run(stack(nets()))
+    for number in range(LANES):
+        models = lane(both.models, number)
+        w = np.concatenate(
+            [np.asarray(leaf).reshape(len(times), -1) for leaf in (models.w, models.a)],
+            axis=1,
+        )
+        w /= np.linalg.norm(w, axis=1, keepdims=True)
+        step = np.linalg.norm(np.diff(w, axis=0), axis=1)
+        coarse = np.linalg.norm(np.diff(w[::2], axis=0), axis=1)
+        # Richardson: the chord's defect is of third order in the step.
+        length = (4 * step.sum() - coarse.sum()) / 3
+        np.testing.assert_allclose(
+            both.observed["path_length"][number, -1], length, rtol=1e-10
+        )
+        assert length > 0.01
 
 
 @pytest.mark.parametrize("number", range(LANES))

@@ -6,5 +6,7 @@ Dynamics and Generalization in Deep Networks", arXiv:1903.04991.
 """
 
 from ._check import check as check
+from ._late import PathLimit as PathLimit
+from ._late import path_limit as path_limit
 from ._table import Check as Check
 from ._table import Laws as Laws

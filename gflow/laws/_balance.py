@@ -18,8 +18,9 @@ from ._law import Found, law, need, need_degree, need_separation, shown
 from ._run import Run
 
 
-# Of rtol: smooth flows come to a tenth of it, sliding ones to about one.
-_CONSERVED = 20.0
+# Of rtol: most flows come to a tenth of it, sliding ones to about one, and a direction
+# that turns within few steps (weight normalisation) to 17.
+_CONSERVED = 40.0
 # Shares of a start that is not balanced approach their limits like 1/‖W‖².
 _EARLY = 0.1
 
@@ -144,8 +145,9 @@ def _distances(
 def layer_shares(run: Run) -> Found:
     r"""The layers' shares of ‖W‖² at the end: 1/L each for deep linear networks.
 
-    They are off by the first imbalance over ‖W‖², which the tolerance includes: with
-    $D_k$ = $\|W_k\|^2-(L_k/L)\|W\|^2$ at the first saved time, $D_k/\|W(T)\|^2$.
+    At finite times they are off that by what is left of the first imbalance: with
+    $D_k$ = $\|W_k\|^2-(L_k/L)\|W\|^2$ at the first saved time, by
+    $D_k/\|W(T)\|^2\to0$. The violation is what they are off beyond it.
     """
     degree = need_degree(run)
     need_separation(run)
@@ -159,17 +161,20 @@ def layer_shares(run: Run) -> Found:
     size = run.log_norm
     limits = known / degree
     shares = np.exp(2 * (run.layer_log_norms[[0, -1]] - size[[0, -1], None]))
-    left = float(np.max(np.abs(shares[0] - limits)) * np.exp(2 * (size[0] - size[-1])))
+    left = (shares[0] - limits) * np.exp(2 * (size[0] - size[-1]))
+    most = float(np.max(np.abs(left)))
     need(
-        left < _EARLY,
-        f"‖W‖² has not outgrown the imbalance of the start, which is {left:.2g} of it",
+        most < _EARLY,
+        f"‖W‖² has not outgrown the imbalance of the start, which is {most:.2g} of it",
     )
-    worst = float(np.max(np.abs(shares[1] - limits)))
+    worst = float(np.max(np.abs(shares[1] - limits - left)))
     return Found(
-        ", ".join(shown(s) for s in limits[:4]) + (", …" if len(limits) > 4 else ""),
+        ", ".join(shown(s) for s in limits[:4])
+        + (", …" if len(limits) > 4 else "")
+        + f", off by at most {shown(most)} yet",
         ", ".join(shown(s) for s in shares[1, :4]),
         worst,
-        left + run.tolerance(_CONSERVED),
+        run.tolerance(_CONSERVED),
     )
 
 

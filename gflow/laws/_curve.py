@@ -16,7 +16,7 @@ from ._run import Run
 
 
 # Of the sum of the two rtol: their errors, grown along the flow.
-_APART = 200.0
+_APART = 20.0
 # Equal times may differ by the rounding of a few logarithms.
 _ROUNDINGS = 16
 

@@ -12,7 +12,7 @@ from ._run import Run
 _LEFT_OUT = 4.0
 _EARLY = 0.5
 # Of rtol: the error of log t.
-_CLOCK = 100.0
+_CLOCK = 20.0
 
 
 @law("growth rate", "T3 Section 11.1.2, from eq. (64)")

@@ -6,12 +6,14 @@ from ._law import Found, law, need, shown
 from ._run import Run
 
 
-# Of rtol. Smooth flows come to about one time the tolerance, sliding ones to 10, and
-# stiff ones with an explicit solver to 50; of log ℒ, which magnifies what is left of ℒ,
-# to 100.
-_ENERGY, _LATE_ENERGY = 100.0, 1000.0
+# Of rtol (benchmarks/laws_by_example.txt). Most flows come to about one time the
+# tolerance; 40, and 200 of log ℒ, where W moves along a straight line with long steps,
+# whose error is all that is controlled. Explicit steps at the limit of their stability
+# come to thousands of log ℒ: stiff components of the gradient are noise there. That is
+# a failure.
+_ENERGY, _LATE_ENERGY = 100.0, 500.0
 # A rise is the difference of two errors of the margins, which are L rtol of them each.
-_RISE = 20.0
+_RISE = 5.0
 _LARGEST = 700.0  # whose exponential is a float
 
 
@@ -61,26 +63,38 @@ def loss_falls(run: Run) -> Found:
 def energy_identity(run: Run) -> Found:
     r"""ℒ(0) - ℒ(t) = ∫‖∂̄ℒ‖² dt at every saved time, over |ℒ(0)|.
 
-    The integral is the solve's own, the losses those of the saved models. Of gradient
-    descent it is Σ η‖∇ℒ‖² over its steps.
+    Over the largest |ℒ| where that is more: losses that are unbounded below may begin
+    near zero.
+
+    The integral is the solve's own, the losses those of the saved models: what these
+    fall by beyond the reported ones, over the first reported one, is added to the
+    solve's defect. Of gradient descent it is Σ η‖∇ℒ‖² over its steps.
     """
     if run.is_descent:
         return _descent_energy(run)
     defect, saved = run.saved("energy_defect"), run.saved("log_loss")
     assert defect is not None and saved is not None
-    if defect[0] == 0 and np.all(np.isfinite(saved)):
-        # ∫‖Ẇ‖²/ℒ(0), as the solve has it, and the fall of ℒ/ℒ(0) along the models.
-        integral = 1 - np.exp(saved - saved[0]) - defect
+    measured = ""
+    if np.all(np.isfinite(saved)):
+        reported = 1 - np.exp(saved - saved[0])
         now = np.exp(np.minimum(run.log_loss - saved[0], _LARGEST))
         gone = now[0] - now
-        defect = gone - integral
-    else:
-        gone = integral = np.full_like(defect, np.nan)
+        if defect[0] == 0:  # the start was saved, and is what the defect is over
+            integral = reported - defect
+            measured = f"{shown(gone[-1])} and {shown(integral[-1])} (ℒ(0))"
+        defect = defect + (gone - reported)
+    defect = defect / _growth_of_size(run.loss)
     worst = float(np.max(np.abs(defect)))
-    measured = f"off by {shown(worst)} ℒ(0)"
-    if np.isfinite(integral[-1]):
-        measured = f"{shown(gone[-1])} and {shown(integral[-1])} (ℒ(0))"
+    measured = measured or f"off by {shown(worst)} ℒ(0)"
     return Found("two equal sides", measured, worst, run.tolerance(_ENERGY))
+
+
+def _growth_of_size(loss: np.ndarray) -> float:
+    # Of |ℒ| above |ℒ(0)|. Losses that overflow begin with their largest value.
+    sizes = np.abs(loss[np.isfinite(loss)])
+    if not sizes.size or sizes[0] == 0:
+        return max(1.0, float(np.max(sizes, initial=0.0)))
+    return max(1.0, float(np.max(sizes) / sizes[0]))
 
 
 def _descent_energy(run: Run) -> Found:
@@ -112,11 +126,8 @@ def late_energy_identity(run: Run) -> Found:
     need(not run.is_descent, "gradient descent does not integrate ‖∇ℒ‖²/ℒ")
     need(defect is not None, "the loss has no exponential tail")
     assert defect is not None and saved is not None
-    if defect[0] == 0:
-        fall = saved[0] - saved
-        integral = fall - defect * (1 + np.abs(fall))
-        fall = run.log_loss[0] - run.log_loss
-        defect = (fall - integral) / (1 + np.abs(fall))
+    fall, reported = run.log_loss[0] - run.log_loss, saved[0] - saved
+    defect = defect + (fall - reported) / (1 + np.abs(reported))
     worst = float(np.max(np.abs(defect)))
     return Found(
         "two equal sides",

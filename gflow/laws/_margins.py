@@ -11,7 +11,7 @@ from ._run import Run
 
 
 # Of rtol, which bounds the error of log‖W‖ in a step; α has L times that.
-_NORM = 20.0
+_NORM = 5.0
 
 
 @law("Euler's theorem", "JT Lemma C.1: ⟨W, ∇p_i⟩ = L p_i")
