@@ -114,13 +114,14 @@ def integrate(
         and `EFolds` from weights so small that the time they rest hides the time
         they need to escape (if their values are known, not traced).
     - `solver`: any Diffrax solver with an error estimate, or one of
-        [`gflow.solvers`][]. None takes Tsit5 or, for a smooth model where the sharpness
-        at the start times t1 - t0 is above 200 (if both are known, not traced),
-        [`gflow.solvers.BDF`][], and [`gflow.solvers.RKC3`][] where that would need too
-        much memory: see the solution's `solver`. With neither clock nor solver given, a
-        loss with an exponential tail, a homogeneous model, no events and log t1 > 300,
-        the solve goes over to [`gflow.solvers.PrimalDual`][] once the
-        data are separated (or 500 steps were taken) if that is cheaper, and back if it
+        [`gflow.solvers`][]. None takes Tsit5 or, for a smooth model whose flow is stiff
+        at the start (sharpness times t1 - t0 above 200), begins at a saddle, or may
+        become stiff, if values are known, not traced, [`gflow.solvers.Automatic`][],
+        which changes between Tsit5 and BDF; and [`gflow.solvers.RKC3`][] where that
+        would need too much memory: see the solution's `solver` and `switches`. With
+        neither clock nor solver given, a loss with an exponential tail, a homogeneous
+        model, no events and log t1 > 300, the solve goes over to
+        [`gflow.solvers.PrimalDual`][] once the data are separated (or 500 steps were taken) if that is cheaper, and back if it
         fails there: see the solution's `parts`.
     - `rtol`, `atol`: the local error $e_k$ of each parameter array $W_k$ is held to
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
