@@ -59,6 +59,8 @@ class Solver:
 
 # To add a solver, add a line.
 SOLVERS = {
+    # What `gflow.integrate` chooses.
+    "default": Solver(integrated(None), color="#AA3377"),
     "BDF": Solver(integrated(gflow.solvers.BDF()), color="#000000"),
     "RKC2": Solver(integrated(gflow.solvers.RKC2()), color="#56B4E9"),
     "RKC3": Solver(integrated(gflow.solvers.RKC3()), color="#0072B2"),
@@ -162,6 +164,25 @@ def summary(results: dict[str, dict[str, list[dict]]]):
             print(line)
 
 
+def chosen(results: dict[str, dict[str, list[dict]]]):
+    """The default next to the best of gflow's and Diffrax's solvers by themselves."""
+    fixed = ("BDF", "RKC2", "RKC3", "Tsit5", "Dopri8")
+    print("\nThe default's gradients over those of the best of " + ", ".join(fixed))
+    print(f"{'':14}" + "".join(f"{f'error {error:.0e}':>26}" for error in ERRORS))
+    for title, rows_of in results.items():
+        line = f"{title:14}"
+        for error in ERRORS:
+            found = {s: needed(rows_of[s], error)[0] for s in fixed if s in rows_of}
+            found = {s: g for s, g in found.items() if np.isfinite(g)}
+            mine = needed(rows_of.get("default", []), error)[0]
+            cell = "-"
+            if found and np.isfinite(mine):
+                best = min(found, key=found.__getitem__)
+                cell = f"{mine / found[best]:.2f} ({best} {found[best]:.0f})"
+            line += f"{cell:>26}"
+        print(line)
+
+
 def plot(results, flows, file: pathlib.Path):
     import matplotlib.pyplot as plt
 
@@ -258,6 +279,7 @@ def main():
         table(results[name])
         jax.clear_caches()
     summary(results)
+    chosen(results)
     asked_all = asked.problems == list(FLOWS) and asked.solvers == list(SOLVERS)
     whole = asked_all and not asked.quick
     folder = pathlib.Path(__file__).parent if whole else OUTPUT
