@@ -155,8 +155,15 @@ class _Choice(eqx.Module):
     consistent: BoolScalar
 
 
-def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
-    """The velocity of the model; `before`: the branches on which the flow came."""
+def _choice(
+    model: _Model,
+    before: Bool[Array, " K"],
+    near: Float[Array, " K"],
+    branch: str,
+) -> _Choice:
+    """The velocity of the model; `before`: the branches on which the flow came, and
+    `near`: its multipliers.
+    """
     alive, units, tiny = model.alive, model.units, model.tiny
     convex = alive & (model.weight > 0)
     concave = alive & ~convex
@@ -178,7 +185,7 @@ def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
         def one(carry):
             number, upper, _, _ = carry
             fixed = upper.astype(gram.dtype)
-            box = box_min_norm(gram, linear + gram @ fixed, boxed)
+            box = box_min_norm(gram, linear + gram @ fixed, boxed, near)
             shares = fixed + box.multipliers
             # Concave branches that the velocity leaves go to the other side.
             moving = units @ model.velocity(shares)
@@ -239,7 +246,7 @@ def _resolve(
 
     def once(shares):
         model = _model(frozen, params, branches, index, shares)
-        return model, _choice(model, before, branch)
+        return model, _choice(model, before, first, branch)
 
     if frozen.in_series:
         # The jumps depend on each other's multipliers: as Newton's method does.
