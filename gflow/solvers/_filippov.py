@@ -135,10 +135,13 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
         assert self.tolerance is not None
         way = walk(
+            solver,
             turn,
             velocity,
             self.frozen,
-            solver.interpolation_cls(t0=t0, t1=t1, **dense),
+            dense,
+            t0,
+            t1,
             y0,
             y1,
             error,

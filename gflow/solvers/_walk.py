@@ -20,7 +20,7 @@ from .._inclusion import (
 )
 from .._lanes import anywhere
 from .._types import BoolScalar, IntScalar, Scalar
-from ._bends import STAGES, Bends, bent, no_bends
+from ._bends import Bends, bent, no_bends
 from ._crossing import first_crossing
 from ._tolerance import Tolerance
 from ._track import Track
@@ -46,10 +46,13 @@ class Walk(eqx.Module):
 
 
 def walk(
+    solver: dfx.AbstractERK,
     turn: Any,
     velocity: Any,
     frozen: Frozen,
-    path: Any,
+    dense: Any,
+    t0: Scalar,
+    t1: Scalar,
     y0: FlowState,
     y1: FlowState,
     error: FlowState,
@@ -65,7 +68,7 @@ def walk(
     whether it had to look. `velocity` is that on a pattern. At most `most` kinks are
     met in one step.
     """
-    t0, t1 = path.t0, path.t1
+    path: Any = solver.interpolation_cls(t0=t0, t1=t1, **dense)
     dtype, slack = y0.dissipated.dtype, least_of(y0.dissipated)
 
     def reading(fraction: Any) -> Scalar:
@@ -103,9 +106,10 @@ def walk(
         pattern = track.pattern
 
         def at(fraction: Any) -> FlowState:
-            y = path.evaluate(reading(fraction))
+            time = reading(fraction)
+            y = path.evaluate(time)
             y = jtu.tree_map(lambda a, b: jnp.where(fraction == 1, a, b), y1, y)
-            return jtu.tree_map(jnp.add, y, bends.at(fraction))
+            return jtu.tree_map(jnp.add, y, bends.at(time))
 
         place, event, kink, spent = looked(at, track, begin)
         y = at(place)
@@ -118,12 +122,11 @@ def walk(
         arrived = eqx.tree_at(lambda s: s.pins, arrived, pins)
 
         def along(time: Scalar) -> FlowState:
-            change = bends.at((time - t0) / (t1 - t0))
-            return jtu.tree_map(jnp.add, path.evaluate(time), change)
+            return jtu.tree_map(jnp.add, path.evaluate(time), bends.at(time))
 
         def bend() -> Any:
             jump = jtu.tree_map(jnp.subtract, arrived, along(here))
-            return bent(velocity(after.pattern), along, here, t1, jump)
+            return bent(solver, velocity(after.pattern), along, here, t1, jump)
 
         def none() -> Any:
             return jtu.tree_map(
@@ -132,18 +135,18 @@ def walk(
 
         tries = event & (1 - place > _SHORT) & (bends.number < most)
         tries = tries & (after.failure == 0)
-        new, more = jax.lax.cond(anywhere(tries), bend, none)
+        change, more, output = jax.lax.cond(anywhere(tries), bend, none)
         total = jtu.tree_map(lambda a, b: jnp.abs(a) + jnp.abs(b), at_last.error, more)
-        y_end = jtu.tree_map(jnp.add, y1, new.change)
+        y_end = jtu.tree_map(jnp.add, y1, change)
         goes_on = tries & (tolerance.measured(y0, y_end, total) < 1)
-        stages = STAGES * each_stage(frozen, after.pattern)
+        tableau: Any = solver.tableau
+        stages = tableau.num_stages * each_stage(frozen, after.pattern)
         spent = spent + jnp.where(tries, stages, 0)
-        longer = bends.appended(place, new) if most else bends
         return Walk(
             state=arrived,
             error=select(goes_on, total, at_last.error),
             track=after,
-            bends=select(goes_on, longer, bends),
+            bends=select(goes_on, bends.appended(here, output), bends),
             begin=place,
             done=~goes_on,
             spent=at_last.spent + spent,
@@ -157,7 +160,7 @@ def walk(
         state=y1,
         error=error,
         track=track,
-        bends=no_bends(most, y0),
+        bends=no_bends(solver, most, path, dense),
         begin=jnp.where(rejected, jnp.ones((), dtype), 0),
         done=rejected,
         spent=jnp.zeros((), dtype),
@@ -207,8 +210,6 @@ def cut_interpolation(inner_cls: Any) -> Any:
             y = self.inner.evaluate(time)
             if self.bends is None:
                 return y
-            begin, trial = self.inner.t0, self.inner.t1
-            change = self.bends.at((time - begin) / (trial - begin))
-            return jtu.tree_map(jnp.add, y, change)
+            return jtu.tree_map(jnp.add, y, self.bends.at(time))
 
     return Cut
