@@ -150,10 +150,13 @@ def by_number(
     with_first: Any,
     *,
     least: int = 0,
+    few: int = FEW,
     more: tuple[int, ...] = (),
 ) -> Any:
     """The cheapest of the functions that has room for a number of kinks."""
-    counts = sorted({least, *(min(few, capacity) for few in (FEW, *more)), capacity})
+    counts = sorted({least, *(min(c, capacity) for c in (few, *more)), capacity})
+    if len(counts) == 1:
+        return with_first(capacity)
     which = jnp.sum(largest(number) > jnp.asarray(counts))
     which = jnp.minimum(which, len(counts) - 1)
     functions = [with_first(count) for count in counts]

@@ -151,7 +151,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         )
         dtype = way.spent.dtype
         stages = solver.tableau.num_stages - solver.tableau.fsal
-        stages = (stages + jumped) * each_stage(self.frozen, track.pattern)
+        stages = jnp.where(jumped, stages + 1, stages).astype(dtype)
+        stages = stages * each_stage(self.frozen, track.pattern)
         spent = Work(jnp.zeros((), dtype), jnp.asarray(way.spent + stages, dtype))
         end = jnp.where(way.begin == 1, t1, t0 + way.begin * (t1 - t0))
         state = self._kept(y0, way.state, way.state.params, way.track, end, spent)

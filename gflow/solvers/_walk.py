@@ -8,7 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jaxtyping import Array
 
+from .._flat import flatten, unflattener
 from .._flow import FlowState
 from .._frozen import Frozen
 from .._inclusion import (
@@ -20,7 +22,7 @@ from .._inclusion import (
 )
 from .._lanes import anywhere
 from .._types import BoolScalar, IntScalar, Scalar
-from ._bends import Bends, bent, no_bends
+from ._bends import Bends, bent, flat_output, no_bends
 from ._crossing import first_crossing
 from ._tolerance import Tolerance
 from ._track import Track
@@ -68,7 +70,9 @@ def walk(
     whether it had to look. `velocity` is that on a pattern. At most `most` kinks are
     met in one step.
     """
-    path: Any = solver.interpolation_cls(t0=t0, t1=t1, **dense)
+    flat = flat_output(dense)
+    path: Any = solver.interpolation_cls(t0=t0, t1=t1, **flat)
+    unflatten = unflattener(y0)
     dtype, slack = y0.dissipated.dtype, least_of(y0.dissipated)
 
     def reading(fraction: Any) -> Scalar:
@@ -105,11 +109,11 @@ def walk(
         begin, track, bends = at_last.begin, at_last.track, at_last.bends
         pattern = track.pattern
 
+        def along(time: Scalar) -> Array:
+            return path.evaluate(time) + bends.at(time)
+
         def at(fraction: Any) -> FlowState:
-            time = reading(fraction)
-            y = path.evaluate(time)
-            y = jtu.tree_map(lambda a, b: jnp.where(fraction == 1, a, b), y1, y)
-            return jtu.tree_map(jnp.add, y, bends.at(time))
+            return unflatten(along(reading(fraction)))
 
         place, event, kink, spent = looked(at, track, begin)
         y = at(place)
@@ -117,31 +121,34 @@ def walk(
         arrived = eqx.tree_at(lambda s: s.params, y, params)
         here = reading(place)
         after, due = turn(arrived, track, event, kink, reading(begin), here)
-        spent = spent + jnp.where(due, _SETTLE, 0)
+        spent = spent + jnp.where(due, _SETTLE, 0.0)
         pins = after.pattern.pins.astype(dtype)
         arrived = eqx.tree_at(lambda s: s.pins, arrived, pins)
 
-        def along(time: Scalar) -> FlowState:
-            return jtu.tree_map(jnp.add, path.evaluate(time), bends.at(time))
-
         def bend() -> Any:
-            jump = jtu.tree_map(jnp.subtract, arrived, along(here))
-            return bent(solver, velocity(after.pattern), along, here, t1, jump)
+            velocity_on = velocity(after.pattern)
+
+            def flat_velocity(time: Scalar, y: Array) -> Array:
+                return flatten(velocity_on(time, unflatten(y)))
+
+            jump = flatten(arrived) - along(here)
+            return bent(solver, flat_velocity, along, here, t1, jump)
 
         def none() -> Any:
-            return jtu.tree_map(
-                lambda s: jnp.zeros(s.shape, s.dtype), eqx.filter_eval_shape(bend)
-            )
+            still = jnp.zeros_like(flatten(arrived))
+            return still, still, jtu.tree_map(jnp.zeros_like, flat)
 
         tries = event & (1 - place > _SHORT) & (bends.number < most)
         tries = tries & (after.failure == 0)
         change, more, output = jax.lax.cond(anywhere(tries), bend, none)
-        total = jtu.tree_map(lambda a, b: jnp.abs(a) + jnp.abs(b), at_last.error, more)
-        y_end = jtu.tree_map(jnp.add, y1, change)
+        total = jtu.tree_map(
+            lambda a, b: jnp.abs(a) + jnp.abs(b), at_last.error, unflatten(more)
+        )
+        y_end = jtu.tree_map(jnp.add, y1, unflatten(change))
         goes_on = tries & (tolerance.measured(y0, y_end, total) < 1)
         tableau: Any = solver.tableau
         stages = tableau.num_stages * each_stage(frozen, after.pattern)
-        spent = spent + jnp.where(tries, stages, 0)
+        spent = spent + jnp.where(tries, stages, 0.0)
         return Walk(
             state=arrived,
             error=select(goes_on, total, at_last.error),
@@ -160,7 +167,7 @@ def walk(
         state=y1,
         error=error,
         track=track,
-        bends=no_bends(solver, most, path, dense),
+        bends=no_bends(solver, most, path, flat),
         begin=jnp.where(rejected, jnp.ones((), dtype), 0),
         done=rejected,
         spent=jnp.zeros((), dtype),
@@ -170,12 +177,16 @@ def walk(
 
 def each_stage(frozen: Frozen, pattern: Pattern) -> Scalar:
     """Gradients of one velocity: normals are gradients of one example each."""
-    return 1 + pattern.num_pins / frozen.num_groups
+    return 1 + _each(frozen, pattern)
 
 
 def each_look(frozen: Frozen, pattern: Pattern) -> Scalar:
     """Gradients of one look at the multipliers: jumps take two more."""
-    return 1 + 3 * pattern.num_pins / frozen.num_groups
+    return 1 + 3 * _each(frozen, pattern)
+
+
+def _each(frozen: Frozen, pattern: Pattern) -> Scalar:
+    return pattern.num_pins.astype(pattern.shares.dtype) / frozen.num_groups
 
 
 def select(condition: BoolScalar, a: Any, b: Any) -> Any:
@@ -210,6 +221,7 @@ def cut_interpolation(inner_cls: Any) -> Any:
             y = self.inner.evaluate(time)
             if self.bends is None:
                 return y
-            return jtu.tree_map(jnp.add, y, self.bends.at(time))
+            change = unflattener(y)(self.bends.at(time))
+            return jtu.tree_map(jnp.add, y, change)
 
     return Cut
