@@ -100,7 +100,7 @@ class Frozen(eqx.Module):
         return self._split(params, branches)[1]
 
     def pre_activations_of(
-        self, params: Params, branches: Bool[Array, " kinks"], group: Any
+        self, params: Params, branches: Shaped[Array, " kinks"], group: Any
     ) -> Float[Array, " kinks"]:
         """z of the kinks of one example."""
         x, y = self._examples

@@ -266,16 +266,6 @@ def multipliers(
     return jax.lax.cond(anywhere(pattern.num_pins > 0), with_pins, lambda: none)
 
 
-@eqx.filter_jit
-def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
-    """How far the pattern is from being wrong; negative once it is. And which kink is
-    nearest to that.
-    """
-    left, nearest = room(frozen, params, pattern)
-    within, pin = multipliers(frozen, params, pattern, slack)
-    return jnp.minimum(left, within), jnp.where(within < left, pin, nearest)
-
-
 def least_of(like: Array) -> float:
     """The slack of signs and of multipliers: 10⁻¹¹ in float64."""
     return float(jnp.finfo(like.dtype).eps) ** 0.7

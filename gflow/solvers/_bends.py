@@ -103,7 +103,7 @@ def bent(
     `velocity` is that from `begin` on, where the state itself jumps a little.
     """
 
-    def rate(time: Scalar, change: Array, args: Any) -> Array:
+    def rate(time: Any, change: Any, args: Any) -> Array:
         del args
         y, slope = jax.jvp(path, (time,), (jnp.ones_like(time),))
         return velocity(time, y + change) - slope

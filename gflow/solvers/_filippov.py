@@ -324,11 +324,12 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         dtype = track.readings.dtype
         pinned = track.pattern.num_pins
         check = _FORWARD + jnp.where(
-            pinned > 0, each_look(self.frozen, track.pattern), 0
+            pinned > 0, each_look(self.frozen, track.pattern), 0.0
         )
         # Signs are looked at in the stages too.
-        total = tried.looks * (check + 3 * _FORWARD) + jnp.where(event, _SETTLE, 0)
-        return tried.error.work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
+        total = tried.looks * (check + 3 * _FORWARD) + jnp.where(event, _SETTLE, 0.0)
+        work: Any = tried.error.work
+        return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
 
 def inner_solver(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
