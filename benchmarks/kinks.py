@@ -1,12 +1,12 @@
 """What it costs to follow the kinks of ReLU networks.
 
-    python benchmarks/kinks.py [--quick]
+    python benchmarks/kinks.py [--quick] [--parts NAME ...]
 
 Steps, full-data gradients, wall time and energy defect of the inclusion; of Tsit5 on
 what automatic differentiation returns, which chatters; and of the same network with
 tanh. Then an ensemble under vmap, random networks at rtol 1e-8, networks that are
 deeper, and the late phase. Float64; physical time but for the last; wall times are
-second calls.
+second calls. A step may go across several events: gradients are what that costs.
 """
 
 import argparse
@@ -127,6 +127,7 @@ def next_to_smooth(problems):
         )
         row("  relu, autodiff, rtol 1e-5", sol, seconds)
         ratios.append(steps[1e-6])
+        jax.clear_caches()
     print("\nSteps of relu over those of tanh at rtol 1e-6:", *np.round(ratios, 2))
 
 
@@ -247,8 +248,15 @@ def deeper():
         )
 
 
-def late(number):
+LATE = {
+    "2 layers, n 20, d 5, m 20": lambda s: deep(s, 20, (5, 20), jax.nn.relu),
+    "3 layers, n 12, d 4, m 8": lambda s: deep(s, 12, (4, 8, 8), jax.nn.relu),
+}
+
+
+def late(name, number):
     """To log t = 10⁶, next to Tsit5 as far as it gets."""
+    make = LATE[name]
     print("\nThe late phase: separable data to log t = 1e6, rtol 1e-6\n")
     print(
         f"{'':24} {'steps':>6} {'Newton':>7} {'gradients':>9} {'events':>6} {'pins':>5}"
@@ -285,34 +293,33 @@ def late(number):
         w = np.concatenate(leaves)
         return w / np.linalg.norm(w)
 
-    for name, make in (
-        ("2 layers, n 20, d 5, m 20", lambda s: deep(s, 20, (5, 20), jax.nn.relu)),
-        ("3 layers, n 12, d 4, m 8", lambda s: deep(s, 12, (4, 8, 8), jax.nn.relu)),
-    ):
-        for seed in range(number):
-            model, data = make(seed)
-            if seed == 0:
-                jax.block_until_ready(run(model, data))
-            start = time.perf_counter()
-            sol = jax.block_until_ready(run(model, data))
-            seconds = time.perf_counter() - start
-            slow = explicit(model, data)
-            apart = np.linalg.norm(direction(sol) - direction(slow))
-            pins = np.sum(np.asarray(sol.inclusion.pins)[-1] >= 0)
-            print(
-                f"{name if seed == 0 else '':24} {int(sol.stats['num_steps']):6} "
-                f"{int(sol.stats['num_newton']):7} {int(sol.stats['num_gradients']):9} "
-                f"{int(sol.inclusion.num_events):6} {pins:5} {seconds:8.2f} "
-                f"{np.max(np.abs(sol.log_loss_defect)):15.1e} {apart:22.1e}"
-                + ("" if sol.result == gflow.RESULTS.successful else "  stopped"),
-                flush=True,
-            )
+    for seed in range(number):
+        model, data = make(seed)
+        if seed == 0:
+            jax.block_until_ready(run(model, data))
+        start = time.perf_counter()
+        sol = jax.block_until_ready(run(model, data))
+        seconds = time.perf_counter() - start
+        slow = explicit(model, data)
+        apart = np.linalg.norm(direction(sol) - direction(slow))
+        pins = np.sum(np.asarray(sol.inclusion.pins)[-1] >= 0)
+        print(
+            f"{name if seed == 0 else '':24} {int(sol.stats['num_steps']):6} "
+            f"{int(sol.stats['num_newton']):7} {int(sol.stats['num_gradients']):9} "
+            f"{int(sol.inclusion.num_events):6} {pins:5} {seconds:8.2f} "
+            f"{np.max(np.abs(sol.log_loss_defect)):15.1e} {apart:22.1e}"
+            + ("" if sol.result == gflow.RESULTS.successful else "  stopped"),
+            flush=True,
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ("smooth", "ensemble", "random", "deeper", "late", "late-3")
     parser.add_argument("--quick", action="store_true", help="less of everything")
-    quick = parser.parse_args().quick
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    given = parser.parse_args()
+    quick = given.quick
     jax.config.update("jax_enable_x64", True)
     print_machine()
     problems = [
@@ -321,14 +328,17 @@ def main():
         (20, 4, 6, Logistic(), 2.0),
         (40, 5, 20, Logistic(), 1.0),
     ]
-    for part in (
-        lambda: next_to_smooth(problems[:1] if quick else problems),
-        lambda: ensemble(8 if quick else 128),
-        lambda: random_networks(4 if quick else 25),
-        deeper,
-        lambda: late(1 if quick else 6),
-    ):
-        part()
+    two, three = LATE
+    parts = {
+        "smooth": lambda: next_to_smooth(problems[:1] if quick else problems),
+        "ensemble": lambda: ensemble(8 if quick else 128),
+        "random": lambda: random_networks(4 if quick else 25),
+        "deeper": deeper,
+        "late": lambda: late(two, 1 if quick else 6),
+        "late-3": lambda: late(three, 1 if quick else 6),
+    }
+    for name in given.parts:
+        parts[name]()
         jax.clear_caches()  # compiled programs fill the process's memory maps
 
 

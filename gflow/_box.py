@@ -95,6 +95,17 @@ def curvature(
     return value, value > _DEPENDENT * eps * jnp.sum(jnp.abs(direction)) ** 2
 
 
+def independent(
+    gram: Float[Array, "rows rows"], members: Bool[Array, " rows"]
+) -> Bool[Array, " rows"]:
+    """The members whose rows do not depend on those of the members before them."""
+    pivots = jnp.diagonal(factorise(gram, members)) ** 2
+    # The sine to the others, against that of `curvature` with as many directions.
+    number = gram.shape[0]
+    few = 2 * _DEPENDENT * number * float(jnp.finfo(gram.dtype).eps)
+    return members & (pivots > few)
+
+
 def most_moves(variables: int) -> int:
     """The number of moves after which an active-set method gives up."""
     return _MOVES * (variables + 2)
@@ -135,14 +146,19 @@ class _Problem(eqx.Module):
     def slope(self, x: Float[Array, " kinks"]) -> Float[Array, " kinks"]:
         return product(self.q, x) + self.c
 
-    def start(self) -> _State:
-        # At the bounds that the slope at the centre prefers.
+    def start(self, near: Float[Array, " kinks"] | None) -> _State:
         number = self.c.shape[0]
-        low = self.slope(self.upper / 2) > 0
         nothing = jnp.zeros(number, bool)
+        if near is None:
+            # At the bounds that the slope at the centre prefers.
+            low = self.slope(self.upper / 2) > 0
+            x, free = jnp.where(low, 0, self.upper), nothing
+        else:
+            x = jnp.clip(near, 0, self.upper)
+            free = independent(self.q, (x > 0) & (x < self.upper))
         return _State(
-            x=jnp.where(low, 0, self.upper),
-            free=nothing,
+            x=x,
+            free=free,
             entering=jnp.array(-1),
             spent=nothing,
             optimal=jnp.array(False),
@@ -208,6 +224,7 @@ def box_min_norm(
     gram: Float[Array, "kinks kinks"],
     linear: Float[Array, " kinks"],
     alive: Bool[Array, " kinks"] | None = None,
+    near: Float[Array, " kinks"] | None = None,
 ) -> Box:
     r"""$\arg\min_{\lambda\in[0,1]^K} \tfrac12\|b + U^\top\lambda\|^2$.
 
@@ -216,6 +233,7 @@ def box_min_norm(
     - `gram`: $UU^\top$.
     - `linear`: $Ub$.
     - `alive`: which rows count; all by default.
+    - `near`: multipliers to start from, if some are known.
 
     **Returns:**
 
@@ -238,7 +256,7 @@ def box_min_norm(
     state = jax.lax.while_loop(
         lambda s: ~s.optimal & ~s.failed & (s.num_iterations < limit),
         lambda s: problem.move(s),
-        problem.start(),
+        problem.start(None if near is None else near * problem.upper),
     )
     inside = jnp.clip(state.x / safe, 0, 1)
     full = present & (state.x >= problem.upper)

@@ -31,11 +31,14 @@ from .clocks import (
 from .fields import GradientField
 from .solvers import BDF, RKC3, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
+from .solvers._tolerance import Tolerance
 
 
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
 _PINS = 64
 _FEW_PARAMETERS = 20_000
+# Kinks that a step may go across; they take room for four states each.
+_EVENTS = 8
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -182,13 +185,13 @@ def chosen_routes(
         solver = _suited(problem, params, clock, span, resumed)
     chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
-        chosen = _following(chosen, frozen, params, branch)
+        chosen = _following(chosen, frozen, params, branch, tolerances)
     first = Route(clock, chosen)
     if not relays:
         return (first,)
     late: Any = _completed(PrimalDual(), degree, dtype, tolerances.rtol)
     if frozen is not None:
-        late = _following(late, frozen, params, branch)
+        late = _following(late, frozen, params, branch, tolerances)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
 
 
@@ -226,7 +229,11 @@ def _suited(
 
 
 def _following(
-    solver: dfx.AbstractSolver, frozen: Frozen, params: Params, branch: str
+    solver: dfx.AbstractSolver,
+    frozen: Frozen,
+    params: Params,
+    branch: str,
+    held: Tolerances,
 ) -> Filippov:
     """The solver, made to follow the kinks."""
     if not isinstance(solver, (dfx.AbstractERK, PrimalDual)):
@@ -237,8 +244,13 @@ def _following(
             "which is the gradient flow only away from kinks."
         )
     size = sum(leaf.size for leaf in jtu.tree_leaves(params))
-    room = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
-    return Filippov(solver, frozen, branch, min(frozen.total, room))
+    small = size <= _FEW_PARAMETERS
+    room = min(frozen.total, _PINS if small else _PINS // 4)
+    tolerance, most = None, 1
+    if isinstance(solver, dfx.AbstractERK):
+        tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
+        most = _EVENTS if small else 1
+    return Filippov(solver, frozen, branch, room, tolerance, most)
 
 
 def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:

@@ -100,7 +100,7 @@ class Frozen(eqx.Module):
         return self._split(params, branches)[1]
 
     def pre_activations_of(
-        self, params: Params, branches: Bool[Array, " kinks"], group: Any
+        self, params: Params, branches: Shaped[Array, " kinks"], group: Any
     ) -> Float[Array, " kinks"]:
         """z of the kinks of one example."""
         x, y = self._examples
@@ -163,6 +163,32 @@ class Frozen(eqx.Module):
         pull = jnp.full_like(outputs, -weight)
         return Linearised(log_loss, jnp.zeros_like(value), pull, value)
 
+    def normals(
+        self,
+        params: Params,
+        branches: Shaped[Array, "groups kinks"],
+        index: Int[Array, " K"],
+    ) -> tuple[Float[Array, " K"], Float[Array, "K P"]]:
+        """z and ∇z of the kinks with these numbers; zero where a number is `total` or
+        more.
+        """
+
+        def one(number):
+            group, kink = self._place(number)
+            return jax.value_and_grad(
+                lambda p: self.pre_activations_of(p, branches[group], group)[kink]
+            )(params)
+
+        values, normals = jax.vmap(one)(index)
+        real = index < self.total
+        normals = jnp.where(real[:, None], flatten_rows(normals), 0)
+        return jnp.where(real, values, 0), normals
+
+    def _place(self, number: Any) -> tuple[Any, Any]:
+        # The example, and the place among its kinks.
+        group = jnp.minimum(number // self.num_kinks, self.num_groups - 1)
+        return group, number % self.num_kinks
+
     def rows(
         self,
         params: Params,
@@ -177,32 +203,26 @@ class Frozen(eqx.Module):
         x, y = self._examples
         pulls = pull[None] if self._is_batched else pull
 
-        def one(number):
-            group = jnp.minimum(number // self.num_kinks, self.num_groups - 1)
-            kink = number % self.num_kinks
+        def jump(number):
+            group, kink = self._place(number)
             here = branches[group]
 
-            def split(p, s):
-                out, taken = evaluate(self._example, s, p, x[group], y[group])
-                return out, taken.pre_activations
-
             def pulled(s):
-                out, pull_back = jax.vjp(lambda p: split(p, s)[0], params)
+                out, pull_back = jax.vjp(
+                    lambda p: evaluate(self._example, s, p, x[group], y[group])[0],
+                    params,
+                )
                 (direction,) = pull_back(pulls[group].reshape(out.shape))
                 return direction
 
-            value, normal = jax.value_and_grad(lambda p: split(p, here)[1][kink])(
-                params
-            )
             on, off = jnp.ones((), here.dtype), jnp.zeros((), here.dtype)
             both = jnp.stack([here.at[kink].set(on), here.at[kink].set(off)])
-            jump = jtu.tree_map(lambda a: a[0] - a[1], jax.vmap(pulled)(both))
+            change = jtu.tree_map(lambda a: a[0] - a[1], jax.vmap(pulled)(both))
             real = number < self.total
-            row = (value, normal, jump)
-            return jtu.tree_map(lambda a: jnp.where(real, a, 0), row)
+            return jtu.tree_map(lambda a: jnp.where(real, a, 0), change)
 
-        values, normals, jumps = jax.vmap(one)(index)
-        return Rows(values, flatten_rows(normals), flatten_rows(jumps))
+        values, normals = self.normals(params, branches, index)
+        return Rows(values, normals, flatten_rows(jax.vmap(jump)(index)))
 
     def flat_gradient(self, params: Params, branches: Any) -> tuple[Any, Any, Any]:
         """`gradient`, its direction as a vector, and the slope in the outputs."""

@@ -87,6 +87,7 @@ def sliding(
     *,
     closely: bool,
     thrifty: bool = True,
+    shared: bool = True,
 ) -> Any:
     """The velocity on a pattern.
 
@@ -94,7 +95,8 @@ def sliding(
     of pinned kinks span the same space. `closely`: whether the multipliers are to be
     exact for kinks in series, whose jumps depend on each other's multipliers.
     `thrifty`: whether to do no more than the number of pins asks for, at the price of
-    a longer program.
+    a longer program. `shared`: whether the multipliers are asked for; without them the
+    jumps are not, which are two thirds of the cost of pins.
     """
     pins, shares = pattern.pins, pattern.shares
     rounds = _ROUNDS if closely and frozen.in_series else 1
@@ -109,6 +111,10 @@ def sliding(
                 used = pins[:count]
                 if count == 0:
                     return direction, jnp.full_like(shares, 0.5)
+                if not shared:
+                    _, normals = frozen.normals(params, at, used)
+                    _, rest = _split(unit_rows(normals), direction)
+                    return rest, jnp.full_like(shares, 0.5)
                 rows = frozen.rows(params, at, pull, used)
                 units = unit_rows(rows.normals)
                 along, rest = _split(units, direction)
@@ -144,10 +150,13 @@ def by_number(
     with_first: Any,
     *,
     least: int = 0,
+    few: int = FEW,
     more: tuple[int, ...] = (),
 ) -> Any:
     """The cheapest of the functions that has room for a number of kinks."""
-    counts = sorted({least, *(min(few, capacity) for few in (FEW, *more)), capacity})
+    counts = sorted({least, *(min(c, capacity) for c in (few, *more)), capacity})
+    if len(counts) == 1:
+        return with_first(capacity)
     which = jnp.sum(largest(number) > jnp.asarray(counts))
     which = jnp.minimum(which, len(counts) - 1)
     functions = [with_first(count) for count in counts]
@@ -191,18 +200,7 @@ def onto_pins(frozen: Frozen, params: Params, pattern: Pattern) -> Params:
             if count == 0:
                 return vector
             used = pattern.pins[:count]
-
-            def one(number):
-                group = jnp.minimum(number // frozen.num_kinks, frozen.num_groups - 1)
-                kink = number % frozen.num_kinks
-                return jax.value_and_grad(
-                    lambda p: frozen.pre_activations_of(
-                        unflatten(p), pattern.branches[group], group
-                    )[kink]
-                )(vector)
-
-            z, normals = jax.vmap(one)(used)
-            normals = jnp.where((used < frozen.total)[:, None], normals, 0)
+            z, normals = frozen.normals(unflatten(vector), pattern.branches, used)
             units = unit_rows(normals)
             size = jnp.sum(normals * units, axis=1)
             target = jnp.where(size == 0, 0, z / jnp.where(size == 0, 1, size))
@@ -221,7 +219,7 @@ class InclusionField(eqx.Module):
     pattern: Pattern
 
     def __call__(self, params: Params) -> Velocity:
-        at = sliding(self.frozen, params, self.pattern, closely=False)
+        at = sliding(self.frozen, params, self.pattern, closely=False, shared=False)
         direction = unflattener(params)(at.direction)
         gradient = at.gradient
         return Velocity(gradient.log_slope, direction, gradient.log_loss, gradient.loss)
@@ -266,16 +264,6 @@ def multipliers(
     dtype = pattern.shares.dtype
     none = (jnp.asarray(jnp.inf, dtype), jnp.asarray(0, pattern.pins.dtype))
     return jax.lax.cond(anywhere(pattern.num_pins > 0), with_pins, lambda: none)
-
-
-@eqx.filter_jit
-def margin(frozen: Frozen, params: Params, pattern: Pattern, slack: float):
-    """How far the pattern is from being wrong; negative once it is. And which kink is
-    nearest to that.
-    """
-    left, nearest = room(frozen, params, pattern)
-    within, pin = multipliers(frozen, params, pattern, slack)
-    return jnp.minimum(left, within), jnp.where(within < left, pin, nearest)
 
 
 def least_of(like: Array) -> float:

@@ -121,8 +121,9 @@ def integrate(
         would need too much memory: see the solution's `solver` and `switches`. With
         neither clock nor solver given, a loss with an exponential tail, a homogeneous
         model, no events and log t1 > 300, the solve goes over to
-        [`gflow.solvers.PrimalDual`][] once the data are separated (or 500 steps were taken) if that is cheaper, and back if it
-        fails there: see the solution's `parts`.
+        [`gflow.solvers.PrimalDual`][] once the data are separated (or 500 steps were
+        taken) if that is cheaper, and back if it fails there: see the solution's
+        `parts`.
     - `rtol`, `atol`: the local error $e_k$ of each parameter array $W_k$ is held to
         $\|e_k\| \le$ atol + rtol $\|W_k\|$.
     - `error_by`: what $W_k$ is in that: "arrays" or "rows", the slices of the arrays

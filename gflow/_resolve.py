@@ -23,11 +23,14 @@ from jaxtyping import Array, Bool, Float, Int
 from ._box import box_min_norm
 from ._flat import flatten
 from ._frozen import Frozen
-from ._inclusion import FEW, Pattern, by_number, least_of, mark, unit_rows, with_shares
+from ._inclusion import Pattern, by_number, least_of, mark, unit_rows, with_shares
 from ._patterns import box_is_exact
 from ._types import BoolScalar, Params, Scalar
 
 
+# Kinks at zero that are resolved in one program, whatever their number: compiling a
+# smaller one as well would cost more than it saves.
+_USUAL = 24
 _CONCAVE = 3  # concave kinks of which all 2^3 patterns are tried
 _ROUNDS = 8  # of changing branches where there are more
 _PASSES = 8  # of linearising the gradient in the multipliers of kinks in series
@@ -81,8 +84,8 @@ def resolve(
             frozen.total,
         )
 
-    least = min(FEW, capacity)
-    found = by_number(number, capacity, with_room, least=least)()
+    few = min(_USUAL, capacity)
+    found = by_number(number, capacity, with_room, least=few, few=few)()
     return eqx.tree_at(lambda r: r.crowded, found, number > capacity)
 
 
@@ -155,8 +158,15 @@ class _Choice(eqx.Module):
     consistent: BoolScalar
 
 
-def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
-    """The velocity of the model; `before`: the branches on which the flow came."""
+def _choice(
+    model: _Model,
+    before: Bool[Array, " K"],
+    near: Float[Array, " K"],
+    branch: str,
+) -> _Choice:
+    """The velocity of the model; `before`: the branches on which the flow came, and
+    `near`: its multipliers.
+    """
     alive, units, tiny = model.alive, model.units, model.tiny
     convex = alive & (model.weight > 0)
     concave = alive & ~convex
@@ -178,7 +188,7 @@ def _choice(model: _Model, before: Bool[Array, " K"], branch: str) -> _Choice:
         def one(carry):
             number, upper, _, _ = carry
             fixed = upper.astype(gram.dtype)
-            box = box_min_norm(gram, linear + gram @ fixed, boxed)
+            box = box_min_norm(gram, linear + gram @ fixed, boxed, near)
             shares = fixed + box.multipliers
             # Concave branches that the velocity leaves go to the other side.
             moving = units @ model.velocity(shares)
@@ -239,7 +249,7 @@ def _resolve(
 
     def once(shares):
         model = _model(frozen, params, branches, index, shares)
-        return model, _choice(model, before, branch)
+        return model, _choice(model, before, first, branch)
 
     if frozen.in_series:
         # The jumps depend on each other's multipliers: as Newton's method does.

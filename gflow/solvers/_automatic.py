@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array
 
-from .._controller import measures
 from .._flat import Form, flatten
 from .._flow import FlowState
 from .._lanes import anywhere
@@ -175,7 +174,7 @@ def _explicit_step(
     y1, error, dense, after, _ = solver.step(
         terms, t0, t1, y0, args, state.explicit, made_jump
     )
-    size = _size(tolerance, y0, y1, error)
+    size = tolerance.measured(y0, y1, error)
     size = jnp.where(jnp.isfinite(size), size, jnp.inf)
     safe = jnp.clip(size, 1e-10, 1e10)
     factor = SAFETY * safe ** (-_NOW / _ORDER) * state.last_size ** (_BEFORE / _ORDER)
@@ -242,7 +241,7 @@ def _implicit_step(
         terms, t0, t1, y0, args, state.implicit, made_jump
     )
     # BDF means the controller to choose the step by the square root of the error.
-    size = _size(tolerance, y0, y1, error)
+    size = tolerance.measured(y0, y1, error)
     power = _ORDER / solver.error_order(terms)
     safe = jnp.clip(size, 1e-10, 1e10)
     error = _scaled(error, jnp.where(size > 0, safe ** (power - 1), 0))
@@ -295,18 +294,6 @@ def _either(condition: BoolScalar, yes: Callable, no: Callable) -> Any:
     one = jax.lax.cond(anywhere(condition), yes, blank)
     other = jax.lax.cond(anywhere(~condition), no, blank)
     return jtu.tree_map(lambda a, b: jnp.where(condition, a, b), one, other)
-
-
-def _size(tolerance: Tolerance, y0: Any, y1: Any, error: Any) -> Scalar:
-    """Of an error, as the step-size controller will see it."""
-    if not isinstance(y0, FlowState):
-        return tolerance.measure(y0, y1).size(flatten(error))
-    of_all = measures(y0, y1, error, tolerance.by_rows)
-    each = [
-        jnp.max(e / tolerance.allowed(jnp.maximum(a, b)))
-        for a, b, e in zip(*map(jtu.tree_leaves, of_all), strict=True)
-    ]
-    return jnp.max(jnp.stack(each))
 
 
 def _scaled(error: Any, factor: Scalar) -> Any:

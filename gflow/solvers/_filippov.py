@@ -1,6 +1,5 @@
 """A solver that follows the inclusion from kink to kink."""
 
-import functools
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -12,24 +11,17 @@ from jaxtyping import Array, Float
 
 from .._flow import FlowState, Work
 from .._frozen import Frozen
-from .._inclusion import (
-    InclusionField,
-    Pattern,
-    least_of,
-    margin,
-    multipliers,
-    onto_pins,
-    room,
-)
+from .._inclusion import InclusionField, Pattern, least_of, multipliers, room
 from .._lanes import anywhere
 from .._resolve import Resolution, settle
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._crossing import first_crossing
 from ._primal_dual import Holding, PrimalDual, weighted
+from ._tolerance import Tolerance
 from ._track import Track, in_series, log_time_of, logged, started
+from ._walk import cut_interpolation, each_look, each_stage, select, walk
 
 
-_NODES = (0.25, 0.5, 0.75, 1.0)  # of a step, where the signs are looked at
 _FORWARD = 1 / 3  # of a gradient
 _SETTLE = 4.0  # gradients, about: sizes, branches, rows
 # How far on the other side a repeated implicit step may end: z, of its size, and
@@ -38,40 +30,42 @@ _NEAR, _NEAR_SHARE = 1e-9, 1e-5
 
 
 class _Trial(eqx.Module):
-    # A step, or the part of it up to where its pattern ceases to fit.
+    # An implicit step, or the part of it up to where its pattern ceases to fit.
     state: FlowState
     error: FlowState
     dense: Any
     inner: Any  # the solver's state
-    trial: Scalar  # where the dense output ends
     end: Scalar
     event: BoolScalar
     kink: IntScalar
     looks: IntScalar
-    result: Any
 
 
 class Filippov(dfx.AbstractAdaptiveSolver):
     r"""Integrates the smooth problem of one pattern of branches and pins at a time.
 
-    A step in whose course a pre-activation changes sign, or a pinned kink's multiplier
-    leaves [0, 1], is cut short there, and the next one begins on the pattern on which
-    the inclusion goes on (Filippov 1988, Chapter 2). Diffrax's loop is the only one:
-    the step-size controller is told where the step was cut (`FlowState.cut`).
+    Where in a step a pre-activation changes sign, or a pinned kink's multiplier leaves
+    [0, 1], the inclusion goes on on another pattern (Filippov 1988, Chapter 2).
 
-    Where the solver is explicit the place is found on its dense output. That of
-    `PrimalDual` is not accurate over its long steps, which are repeated instead.
+    Where the solver is explicit the place is found on its dense output, and what the
+    kink changes about the rest of the step is added to that (`_bends.py`), for as many
+    kinks as the error allows. There the step is cut short, and the step-size controller
+    is told where (`FlowState.cut`). The dense output of `PrimalDual` is not accurate
+    over its long steps, which are repeated up to the first kink instead.
     """
 
     solver: dfx.AbstractERK | PrimalDual
     frozen: Frozen
     branch: str = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
+    # What the step-size controller tolerates; explicit solvers ask.
+    tolerance: Tolerance | None = None
+    most: int = eqx.field(static=True, default=1)  # kinks in the course of one step
     term_structure: ClassVar = dfx.AbstractTerm
 
     @property
     def interpolation_cls(self) -> Any:  # pyright: ignore
-        return _cut_interpolation(self.solver.interpolation_cls)
+        return cut_interpolation(self.solver.interpolation_cls)
 
     def order(self, terms):
         return self.solver.order(terms)
@@ -107,19 +101,112 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, track = solver_state
-        pattern = track.pattern
-        told = self._told(pattern, args)
+        lost = track.failure != 0
         if isinstance(self.solver, PrimalDual):
-            tried = self._repeated(self.solver, t0, t1, y0, told, inner)
-            # Late, the multipliers are what was solved for, and so is z = 0.
-            frozen = weighted(self.frozen, tried.inner.log_weights)
-            params = tried.state.params
+            state, error, info, after = self._late_step(t0, t1, y0, args, inner, track)
+            result = dfx.RESULTS.successful
         else:
-            jumped = made_jump | track.jumped
-            tried = self._along(terms, t0, t1, y0, told, inner, pattern, jumped)
-            frozen = self.frozen
-            params = onto_pins(frozen, tried.state.params, pattern)
-        event = tried.event
+            state, error, info, after, result = self._explicit_step(
+                terms, t0, t1, y0, args, inner, track, made_jump
+            )
+        error = eqx.tree_at(
+            lambda e: e.params,
+            error,
+            jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), error.params),
+        )
+        return state, error, info, after, result
+
+    def _explicit_step(self, terms, t0, t1, y0, args, inner, track, made_jump):
+        """A step, with the kinks met on its dense output."""
+        solver: Any = self.solver
+        told = self._told(track.pattern, args)
+        jumped = made_jump | track.jumped
+        y1, error, dense, inner, result = solver.step(
+            terms, t0, t1, y0, told, inner, jumped
+        )
+
+        def turn(state, track, event, kink, start, end) -> tuple[Track, BoolScalar]:
+            return self._turned(
+                self.frozen, state, state.params, track, event, kink, start, end
+            )
+
+        def velocity(pattern: Pattern) -> Any:
+            return lambda t, y: terms.vf(t, y, self._told(pattern, args))
+
+        assert self.tolerance is not None
+        way = walk(
+            solver,
+            turn,
+            velocity,
+            self.frozen,
+            dense,
+            t0,
+            t1,
+            y0,
+            y1,
+            error,
+            track,
+            tolerance=self.tolerance,
+            most=self.most,
+        )
+        dtype = way.spent.dtype
+        stages = solver.tableau.num_stages - solver.tableau.fsal
+        stages = jnp.where(jumped, stages + 1, stages).astype(dtype)
+        stages = stages * each_stage(self.frozen, track.pattern)
+        spent = Work(jnp.zeros((), dtype), jnp.asarray(way.spent + stages, dtype))
+        end = jnp.where(way.begin == 1, t1, t0 + way.begin * (t1 - t0))
+        state = self._kept(y0, way.state, way.state.params, way.track, end, spent)
+        error = eqx.tree_at(lambda e: e.work, way.error, spent)
+        info = {
+            "inner": dense,
+            "begin": t0,
+            "trial": t1,
+            "end": end,
+            "bends": way.bends,
+        }
+        # The last stage was on the first pattern.
+        turned = way.track.num_events != track.num_events
+        after = eqx.tree_at(lambda t: t.jumped, way.track, turned)
+        return state, error, info, (inner, after), result
+
+    def _late_step(self, t0, t1, y0, args, inner, track):
+        """An implicit step, up to the first kink."""
+        solver: Any = self.solver
+        told = self._told(track.pattern, args)
+        tried = self._repeated(solver, t0, t1, y0, told, inner)
+        # Late, the multipliers are what was solved for, and so is z = 0.
+        frozen = weighted(self.frozen, tried.inner.log_weights)
+        params = tried.state.params
+        after, due = self._turned(
+            frozen, tried.state, params, track, tried.event, tried.kink, t0, tried.end
+        )
+        spent = self._spent(track, tried, due)
+        inner = self._restarted(tried, params, after.pattern, told, due)
+        state = self._kept(y0, tried.state, params, after, tried.end, spent)
+        error = eqx.tree_at(lambda e: e.work, tried.error, spent)
+        info = {
+            "inner": tried.dense,
+            "begin": t0,
+            "trial": tried.end,
+            "end": tried.end,
+        }
+        return state, error, info, (inner, after)
+
+    def _turned(
+        self,
+        frozen: Frozen,
+        state: FlowState,
+        params: Params,
+        track: Track,
+        event: BoolScalar,
+        kink: IntScalar,
+        start: Scalar,
+        end: Scalar,
+    ) -> tuple[Track, BoolScalar]:
+        """The track on the pattern on which the flow goes on, and whether that had to
+        be found.
+        """
+        pattern = track.pattern
 
         def change() -> tuple[Pattern, Resolution]:
             return self._settle(frozen, params, pattern)
@@ -134,67 +221,33 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         due = event | self._lingers(params, pattern)
         # Under vmap, of a lane without an event nothing is kept of `change`.
         after, found = jax.lax.cond(
-            anywhere(due), lambda: _select(due, change(), keep()), keep
+            anywhere(due), lambda: select(due, change(), keep()), keep
         )
         turned = jnp.any(after.branches != pattern.branches)
         turned = turned | jnp.any(after.pins != pattern.pins)
-        kink = jnp.where(event, tried.kink, after.pins[0])
+        kink = jnp.where(event, kink, after.pins[0])
         met = event | (due & turned)
-        spent, inner = self._spent(track, tried, due), tried.inner
-        if isinstance(self.solver, PrimalDual):
-            inner = self._restarted(tried, params, after, told, due)
-        before = y0.work
-        assert before is not None
-        state = eqx.tree_at(
-            lambda s: (s.params, s.pins, s.cut, s.work),
-            tried.state,
-            (params, after.pins.astype(tried.end.dtype), tried.end, before + spent),
-        )
-        lost = track.failure != 0
-        error = jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), tried.error)
-        error = eqx.tree_at(lambda e: e.work, error, spent)
         series = in_series(self.frozen, after)
         log_time = log_time_of(state)
-        new = logged(track, after, found, met, kink, series, t0, tried.end, log_time)
-        info = {
-            "inner": tried.dense,
-            "begin": t0,
-            "trial": tried.trial,
-            "end": tried.end,
-        }
-        return state, error, info, (inner, new), tried.result
+        new = logged(track, after, found, met, kink, series, start, end, log_time)
+        return new, due
 
-    def _along(
-        self, terms, t0, t1, y0, told, inner, pattern: Pattern, jumped: BoolScalar
-    ) -> _Trial:
-        """An explicit step, cut on its dense output."""
-        y1, error, dense, inner, result = self.solver.step(
-            terms, t0, t1, y0, told, inner, jumped
-        )
-        path = self.solver.interpolation_cls(t0=t0, t1=t1, **dense)
-
-        def at(fraction: Any) -> FlowState:
-            return path.evaluate(t0 + fraction * (t1 - t0))
-
-        slack = least_of(y0.dissipated)
-
-        def left(fraction: Any) -> tuple[Scalar, BoolScalar, IntScalar, None]:
-            value, kink = margin(self.frozen, at(fraction).params, pattern, slack)
-            return value, value >= -slack, kink, None
-
-        found = first_crossing(left, _NODES, slack, y0.dissipated.dtype)
-        event = found.found
-        return _Trial(
-            state=_select(event, at(found.fraction), y1),
-            error=error,
-            dense=dense,
-            inner=inner,
-            trial=t1,
-            end=jnp.where(event, t0 + found.fraction * (t1 - t0), t1),
-            event=event,
-            kink=found.about,
-            looks=found.count,
-            result=result,
+    def _kept(
+        self,
+        y0: FlowState,
+        state: FlowState,
+        params: Params,
+        track: Track,
+        end: Scalar,
+        spent: Work,
+    ) -> FlowState:
+        """The state at the end of a step."""
+        before = y0.work
+        assert before is not None
+        return eqx.tree_at(
+            lambda s: (s.params, s.pins, s.cut, s.work),
+            state,
+            (params, track.pattern.pins.astype(end.dtype), end, before + spent),
         )
 
     def _repeated(self, solver: PrimalDual, t0, t1, y0, told: Holding, inner) -> _Trial:
@@ -229,12 +282,10 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             error=error,
             dense=dense,
             inner=after,
-            trial=end,
             end=end,
             event=found.found,
             kink=kink,
             looks=found.count,
-            result=dfx.RESULTS.successful,
         )
 
     def _restarted(
@@ -254,7 +305,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
         return jax.lax.cond(
             anywhere(due),
-            lambda: _select(due, again(), tried.inner),
+            lambda: select(due, again(), tried.inner),
             lambda: tried.inner,
         )
 
@@ -270,51 +321,17 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         return jax.lax.cond(anywhere(free), look, lambda: jnp.asarray(False))
 
     def _spent(self, track: Track, tried: _Trial, event: BoolScalar) -> Work:
-        # In gradients, with the rows of pinned kinks at three of one example each.
         dtype = track.readings.dtype
-        looks = tried.looks.astype(dtype)
-        pinned = track.pattern.num_pins.astype(dtype)
-        each = 1 + 3 * pinned / self.frozen.num_groups
-        check = jnp.where(pinned > 0, _FORWARD + each, _FORWARD)
-        total = looks * check + jnp.where(event, _SETTLE, 0)
-        if isinstance(self.solver, PrimalDual):
-            work: Any = tried.error.work
-            total = total + 3 * _FORWARD * looks  # at the stages
-            return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
-        tableau: Any = self.solver.tableau
-        stages = tableau.num_stages - tableau.fsal + track.jumped.astype(dtype)
-        total = total + stages * each
-        return Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
+        pinned = track.pattern.num_pins
+        check = _FORWARD + jnp.where(
+            pinned > 0, each_look(self.frozen, track.pattern), 0.0
+        )
+        # Signs are looked at in the stages too.
+        total = tried.looks * (check + 3 * _FORWARD) + jnp.where(event, _SETTLE, 0.0)
+        work: Any = tried.error.work
+        return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
 
 def inner_solver(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
     """What steps: the solver, or the one that is made to follow kinks."""
     return solver.solver if isinstance(solver, Filippov) else solver
-
-
-def _select(condition: BoolScalar, a: Any, b: Any) -> Any:
-    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-@functools.cache
-def _cut_interpolation(inner_cls: Any) -> Any:
-    """Dense output of a step that was cut short: one class for each method."""
-
-    class Cut(dfx.AbstractLocalInterpolation):
-        t0: Any
-        t1: Any
-        inner: Any
-        end: Any
-
-        def __init__(self, *, t0, t1, inner, begin, trial, end):
-            self.t0, self.t1, self.end = t0, t1, end
-            self.inner = inner_cls(t0=begin, t1=trial, **inner)
-
-        def evaluate(self, t0, t1=None, left=True):
-            del left
-            if t1 is not None:
-                return jtu.tree_map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
-            # Beyond the cut the branches are others.
-            return self.inner.evaluate(jnp.minimum(t0, self.end))
-
-    return Cut

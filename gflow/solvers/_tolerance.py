@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Float
 
+from .._controller import measures
 from .._flat import Form, flatten
 from .._flow import FlowState
 from .._norms import norms, norms_over
@@ -33,6 +34,19 @@ class Tolerance(eqx.Module):
         size = jtu.tree_map(jnp.maximum, before, after)
         allowed = jtu.tree_map(self.allowed, size)
         return Measure(allowed, Form(y0.params), self.by_rows)
+
+    def measured(self, y0: Any, y1: Any, error: Any) -> Scalar:
+        """The error of a step, with that of the bookkeeping, as the step-size
+        controller sees it; the step is accepted below one.
+        """
+        if not isinstance(y0, FlowState):
+            return self.measure(y0, y1).size(flatten(error))
+        of_all = measures(y0, y1, error, self.by_rows)
+        each = [
+            jnp.max(e / self.allowed(jnp.maximum(a, b)))
+            for a, b, e in zip(*map(jtu.tree_leaves, of_all), strict=True)
+        ]
+        return jnp.max(jnp.stack(each))
 
     def allowed(self, size: Array) -> Array:
         """Of what is so large."""
