@@ -242,8 +242,10 @@ class BDF(dfx.AbstractAdaptiveSolver):
         dense = {
             "gaps": nodes - h,
             "new": new,
-            "points": points,
-            "order": k.astype(dtype),  # Diffrax fills blanks with NaN
+            "points": behind,
+            # The first step's has the slope at the start. (A float, because Diffrax
+            # fills blanks with NaN.)
+            "order": jnp.where(first, 2, k).astype(dtype),
             "form": form,
             "travelling": past.travelling(y1) if isinstance(y1, FlowState) else None,
         }

@@ -128,7 +128,10 @@ class Interpolation(dfx.AbstractLocalInterpolation):
             there, here = self.evaluate(t1), self.evaluate(t0)
             return jtu.tree_map(lambda a, b: a - b, there, here)
         used = first(self.order + 1, len(self.gaps))
-        weights = at(self.gaps, used, jnp.asarray(t0 - self.t1, self.gaps.dtype))
+        # From the step's start, where t0 - t1 would have lost the digits of an early
+        # time: a flow from zero is in proportion to them.
+        nodes = self.gaps + jnp.asarray(self.t1 - self.t0, self.gaps.dtype)
+        weights = at(nodes, used, jnp.asarray(t0 - self.t0, self.gaps.dtype))
 
         # Leaf by leaf, so that who asks for one of them does not pay for the others.
         def value(new: Array, points: Array) -> Array:
