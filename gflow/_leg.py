@@ -83,6 +83,9 @@ class Runner(eqx.Module):
     def adapted(self, position: Position) -> Position:
         """An earlier solve's position, with the bookkeeping that this one asks for."""
         wanted = self._with_books(position.state, position.state.log_time)
+        if wanted.work is not None and position.state.work is not None:
+            # It goes on counting, as it would have without a stop.
+            wanted = eqx.tree_at(lambda s: s.work, wanted, position.state.work)
         solver_state = self.engine.solver.init(
             self.engine.term,
             position.reading,
