@@ -21,6 +21,8 @@ from .nn import Batched
 _ITERATIONS = 8
 # Explicit methods take about λT/3 steps, stabilised and implicit ones at least forty.
 _STIFF = 200.0
+# Where gradients are cheap, ten times as many cost less than compiling two methods.
+_STIFF_AND_CHEAP = 2_000.0
 # Below this the sharpness would have to grow tenfold before it mattered.
 _MILD = 30.0
 # Examples times parameters of which tens of thousands of gradients take less time than
@@ -82,17 +84,22 @@ class Stiffness(enum.Enum):
 
 def stiffness(problem: Problem, params: Params, log_span: Any) -> Stiffness:
     """By λT: how many times over the fastest direction decays."""
+    leaves = jtu.tree_leaves(params)
+    work = problem.num_examples * sum(leaf.size for leaf in leaves)
+    cheap = work < _LEAST_WORK
+    # Under a tailed loss the curvature fades with the loss, so λT at the start is far
+    # too much.
+    if cheap and problem.is_tailed:
+        return Stiffness.NONE
     found = np.inf
     if log_span <= _LONG:
         found = float(log_curvature(problem, params)) + float(log_span)
-        if found > np.log(_STIFF):
+        if found > np.log(_STIFF_AND_CHEAP if cheap else _STIFF):
             return Stiffness.STIFF
     # Near a saddle the start tells nothing of what comes after it.
-    leaves = jtu.tree_leaves(params)
     if any(0 < float(array_norm(leaf)) < _SMALL for leaf in leaves):
         return Stiffness.UNKNOWN
-    work = problem.num_examples * sum(leaf.size for leaf in leaves)
-    matters = work >= _LEAST_WORK and found > np.log(_MILD)
+    matters = not cheap and found > np.log(_MILD)
     return Stiffness.UNKNOWN if matters else Stiffness.NONE
 
 

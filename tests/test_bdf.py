@@ -149,10 +149,10 @@ def test_a_stiff_linear_problem_in_diffrax():
     )
     t, rate = np.asarray(times)[:, None], np.asarray(LAMBDA)
     exact = rate**2 * (np.cos(t) - np.exp(-rate * t)) + rate * np.sin(t)
-    np.testing.assert_allclose(solution.ys, exact / (1 + rate**2), atol=2e-6)
-    # An explicit method needs a thousand steps.
-    assert int(solution.stats["num_steps"]) < 320
-    assert int(solution.solver_state.num_gradients) < 650
+    np.testing.assert_allclose(solution.ys, exact / (1 + rate**2), atol=2e-8)
+    # At a hundredth of this tolerance. Stability alone takes an explicit method 1,000.
+    assert int(solution.stats["num_steps"]) < 500
+    assert int(solution.solver_state.num_gradients) < 1_000
 
 
 def test_outside_of_integrate_it_wants_tolerances():
@@ -200,7 +200,9 @@ def test_lanes_of_vmap_are_single_solves(regression):  # noqa: F811
         for name in ("num_gradients", "num_steps"):
             assert int(lanes.stats[name][i]) == int(one.stats[name]), name
         found = jax.tree.map(lambda w: w[i], lanes.final)  # noqa: B023
-        np.testing.assert_allclose(flat(found), flat(one.final), rtol=1e-8, atol=1e-10)
+        # Weights 1e-15 apart at the start are up to 7e-10 apart at the end: the lengths
+        # of steps follow errors of which rounding is a part.
+        np.testing.assert_allclose(flat(found), flat(one.final), rtol=0, atol=3e-9)
 
 
 def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):  # noqa: F811
