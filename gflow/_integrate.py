@@ -116,10 +116,10 @@ def integrate(
     - `solver`: any Diffrax solver with an error estimate, or one of
         [`gflow.solvers`][]. None takes Tsit5 or, for a smooth model whose flow is stiff
         at the start (sharpness times t1 - t0 above 200), begins at a saddle, or may
-        become stiff, if values are known, not traced, and gradients cost more than
-        compiling it, [`gflow.solvers.Automatic`][], which changes between Tsit5 and
-        BDF; and [`gflow.solvers.RKC3`][] where that would need too much memory: see the
-        solution's `solver` and `switches`. With
+        become stiff, if values are known, not traced, and the problem is not a small
+        one with an exponential tail, [`gflow.solvers.Automatic`][], which changes
+        between Tsit5 and BDF; and [`gflow.solvers.RKC3`][] where that would need too
+        much memory: see the solution's `solver` and `switches`. With
         neither clock nor solver given, a loss with an exponential tail, a homogeneous
         model, no events and log t1 > 300, the solve goes over to
         [`gflow.solvers.PrimalDual`][] once the data are separated (or 500 steps were

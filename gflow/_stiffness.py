@@ -21,8 +21,6 @@ from .nn import Batched
 _ITERATIONS = 8
 # Explicit methods take about λT/3 steps, stabilised and implicit ones at least forty.
 _STIFF = 200.0
-# Where gradients are cheap, ten times as many cost less than compiling two methods.
-_STIFF_AND_CHEAP = 2_000.0
 # Below this the sharpness would have to grow tenfold before it mattered.
 _MILD = 30.0
 # Examples times parameters of which tens of thousands of gradients take less time than
@@ -94,7 +92,7 @@ def stiffness(problem: Problem, params: Params, log_span: Any) -> Stiffness:
     found = np.inf
     if log_span <= _LONG:
         found = float(log_curvature(problem, params)) + float(log_span)
-        if found > np.log(_STIFF_AND_CHEAP if cheap else _STIFF):
+        if found > np.log(_STIFF):
             return Stiffness.STIFF
     # Near a saddle the start tells nothing of what comes after it.
     if any(0 < float(array_norm(leaf)) < _SMALL for leaf in leaves):

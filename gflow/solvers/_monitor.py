@@ -22,8 +22,10 @@ _RELUCTANCE = 20.0
 # the first time; each time after that, twice as many: two methods that do as well as
 # each other must not take turns.
 _PATIENCE = 6
-# And so many times more where the implicit one, whose first steps are short, is left.
-_IMPLICIT = 16
+# And so many times more where the implicit one, whose first steps are short, is left:
+# it passes through hundreds of them, where accuracy limits both, at less cost than
+# explicit ones (deep linear, rtol 1e-8: 1,230 gradients with 64, 2,040 with 32).
+_IMPLICIT = 64
 # A multiple of the known curvature beyond this is not believed.
 _MOST_HIDDEN = 100.0
 LOGGED = 16  # changes that are kept
