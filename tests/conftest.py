@@ -1,16 +1,6 @@
 """Strict JAX, and reproducible random keys."""
 
-import os
 import zlib
-from importlib.metadata import version
-
-
-# Compiling is most of what the tests do. XLA's newer emitters of fused loops make a
-# module of each of a program's thousand small ones, which takes half as long again. (A
-# flag that a jaxlib does not know ends the process.) To be set before JAX is imported;
-# examples, run as programs of their own, inherit it.
-if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr
