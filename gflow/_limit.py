@@ -236,8 +236,9 @@ def _searched(
         return judge, search(flat, w, **options, accept=judge.accept)[0]
     pins = None
     if solution is not None and solution.inclusion is not None:
-        # Of the last saved time, if that is where the solve ended.
-        if float(solution.log_t[-1]) == float(solution.log_t_final):
+        # Of the last saved time, if that is where the solve ended, to rounding.
+        ends = float(solution.log_t[-1]), float(solution.log_t_final)
+        if math.isclose(*ends, rel_tol=64 * flat.eps, abs_tol=64 * flat.eps):
             pins = solution.inclusion.pins[-1]
     pattern = pattern_at(found, like, w, pins)
     on = Pinned(found, like, flat.degree, flat.unit, pattern, w)

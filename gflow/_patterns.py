@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._hull import hull_min_norm
 from ._norms import array_norm
-from ._types import BoolScalar, IntScalar
+from ._types import BoolScalar
 
 
 # Roundings per normal: what unit vectors that ought to be dependent may be off by. A
@@ -99,10 +99,9 @@ def box_is_exact(
         return jnp.array(True)
     # The triangular factor has the singular values of the columns it comes from.
     columns = jnp.linalg.qr(_units(normals).T, mode="r")
-
-    def rank(chosen: Bool[Array, " kinks"]) -> IntScalar:
-        kept = jnp.where((alive & chosen)[None, :], columns, 0)
-        values = jnp.linalg.svd(kept, compute_uv=False)
-        return jnp.sum(values > _tolerance(normals))
-
-    return rank(signs != 0) == rank(signs > 0) + rank(signs < 0)
+    chosen = alive & jnp.stack([signs != 0, signs > 0, signs < 0])
+    # One call for all three: under vmap the CPU kernels of JAX 0.10 share out a batch
+    # to the threads they run on, and as many at once as there are wait for ever.
+    values = jnp.linalg.svd(jnp.where(chosen[:, None, :], columns, 0), compute_uv=False)
+    both, upper, lower = jnp.sum(values > _tolerance(normals), axis=1)
+    return both == upper + lower
