@@ -64,6 +64,7 @@ def resolve(
     *,
     capacity: int,
     branch: str,
+    thrifty: bool = True,
 ) -> Resolution:
     """The velocity at W, which lies on the kinks `at_zero`.
 
@@ -71,7 +72,8 @@ def resolve(
     series are found.
 
     `branch` is "steepest", for the fastest one, or "stay", for the slowest of those
-    that go where they are the velocity.
+    that go where they are the velocity. `thrifty`: whether to do no more than the
+    number of kinks asks for, at the price of a program twice as long.
     """
     number = jnp.sum(at_zero)
     if shares is None:
@@ -84,7 +86,7 @@ def resolve(
             frozen.total,
         )
 
-    few = min(_USUAL, capacity)
+    few = min(_USUAL, capacity) if thrifty else capacity
     found = by_number(number, capacity, with_room, least=few, few=few)()
     return eqx.tree_at(lambda r: r.crowded, found, number > capacity)
 
@@ -307,6 +309,7 @@ def settle(
     *,
     capacity: int,
     branch: str,
+    thrifty: bool = True,
 ) -> tuple[Pattern, Resolution]:
     """The pattern on which the flow leaves W, having come on the one before."""
     slack = least_of(flatten(params))
@@ -331,7 +334,14 @@ def settle(
         shares = shares.at[before.pins].set(before.shares, mode="drop")
         shares = shares.reshape(z.shape)
     found = resolve(
-        frozen, params, branches, at_zero, shares, capacity=capacity, branch=branch
+        frozen,
+        params,
+        branches,
+        at_zero,
+        shares,
+        capacity=capacity,
+        branch=branch,
+        thrifty=thrifty,
     )
     side = jnp.where(found.branches, 1, -1).astype(z.dtype)
     offsets = slack * sizes + jnp.maximum(0, -2 * side * z)

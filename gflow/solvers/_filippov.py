@@ -80,7 +80,12 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         self, frozen: Frozen, params: Params, before: Pattern | None
     ) -> tuple[Pattern, Resolution]:
         return settle(
-            frozen, params, before, capacity=self.capacity, branch=self.branch
+            frozen,
+            params,
+            before,
+            capacity=self.capacity,
+            branch=self.branch,
+            thrifty=before is not None,  # at the start, once
         )
 
     def _told(self, pattern: Pattern, args: Any) -> Any:
