@@ -166,12 +166,14 @@ def chosen_routes(
     smooth: bool,
     frozen: Frozen | None,
     branch: str,
+    events: bool,
 ) -> tuple[Route, ...]:
     """The user's clock and solver, or those for the problem.
 
     Where neither was asked for and the span is long: an explicit solver to separation,
     the late phase's, and an explicit one if that should fail. `resumed`: the solve to
-    go on with. `frozen`: the problem whose kinks are to be followed.
+    go on with. `frozen`: the problem whose kinks are to be followed. `events`: whether
+    one may end the solve.
     """
     relayed = resumed is not None and isinstance(resumed.position, Baton)
     dtype = dtype_of(params)
@@ -182,7 +184,7 @@ def chosen_routes(
     span = log_elapsed(t1, t0)
     relays = free and problem.is_tailed and _may_relay(degree, span, relayed)
     if solver is None and not relays and smooth:
-        solver = _suited(problem, params, clock, span, resumed)
+        solver = _suited(problem, params, clock, span, resumed, events)
     chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
         chosen = _following(chosen, frozen, params, branch, tolerances)
@@ -206,7 +208,12 @@ def _may_relay(degree: Degree, span: Any, relayed: bool) -> bool:
 
 
 def _suited(
-    problem: Problem, params: Params, clock: AbstractClock, span: Any, resumed: Any
+    problem: Problem,
+    params: Params,
+    clock: AbstractClock,
+    span: Any,
+    resumed: Any,
+    events: bool,
 ) -> dfx.AbstractSolver:
     """The solver for a flow without kinks: by its stiffness, if that can be known."""
     if resumed is not None:
@@ -224,7 +231,9 @@ def _suited(
     if found is Stiffness.NONE:
         return dfx.Tsit5()
     if affords_curvature(problem, params):
-        return Automatic(begins_implicit=jnp.asarray(found is Stiffness.STIFF))
+        # (An event may come so early that λT of the whole span never matters.)
+        implicit = found is Stiffness.STIFF and not events
+        return Automatic(begins_implicit=jnp.asarray(implicit))
     return RKC3() if found is Stiffness.STIFF else dfx.Tsit5()
 
 

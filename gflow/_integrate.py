@@ -118,7 +118,8 @@ def integrate(
         at the start (sharpness times t1 - t0 above 200), begins at a saddle, or may
         become stiff, if values are known, not traced, and the problem is not a small
         one with an exponential tail, [`gflow.solvers.Automatic`][], which changes
-        between Tsit5 and BDF; and [`gflow.solvers.RKC3`][] where that would need too
+        between Tsit5 and BDF (with events it begins with Tsit5: they may come before
+        stiffness matters); and [`gflow.solvers.RKC3`][] where that would need too
         much memory: see the solution's `solver` and `switches`. With
         neither clock nor solver given, a loss with an exponential tail, a homogeneous
         model, no events and log t1 > 300, the solve goes over to
@@ -225,6 +226,7 @@ def integrate(
         smooth=smooth and motion is None,
         frozen=found,
         branch=branch,
+        events=bool(events),
     )
     first = routes[0]
     save = save_mode(save_at)

@@ -175,3 +175,24 @@ def test_the_default_by_what_is_known(regression, tmp_path):  # noqa: F811
     assert int(rest.switches.num_steps.sum()) == int(whole.switches.num_steps.sum())
     short = gflow.integrate(model, data, SQUARE, (0.0, 1e-2), save_at=[1e-2])
     assert short.solver == "Tsit5" and short.switches is None
+
+
+def test_with_events_it_begins_explicitly(regression):  # noqa: F811
+    model, data, _ = regression
+    start = gflow.integrate(model, data, SQUARE, (0.0, 1e-2), save_at=[0.0])
+    value = float(start.log_loss[0]) - 0.5
+    event = gflow.events.LogLossReaches(value)
+    sol = gflow.integrate(model, data, SQUARE, (0.0, SPAN), events=[event], rtol=1e-5)
+    assert sol.solver == "Automatic" and sol.result == gflow.RESULTS.event_occurred
+    assert str(sol.switches).startswith("Tsit5 from the start")
+    assert float(sol.log_loss[-1]) == pytest.approx(value, abs=1e-6)
+
+
+def test_in_float32(regression):  # noqa: F811
+    model, data, end = regression
+    model, data = jax.tree.map(lambda a: a.astype(jnp.float32), (model, data))
+    sol = gflow.integrate(model, data, SQUARE, (0.0, SPAN), save_at=[SPAN], rtol=1e-4)
+    assert sol.solver == "Automatic"
+    assert flat(sol.final).dtype == np.float32
+    np.testing.assert_allclose(flat(sol.final), end, rtol=0, atol=1e-3)
+    assert int(sol.stats["num_gradients"]) < 900
