@@ -133,11 +133,13 @@ def sliding(
             project = with_first(pins.shape[0])
         return gradient, *project(direction, pull)
 
-    gradient, direction, found = once(shares)
-    if rounds > 1:
-        body = lambda _, shares: once(shares)[2]  # noqa: E731
-        found = jax.lax.fori_loop(0, rounds - 1, body, found)
-    return Sliding(gradient, direction, found)
+    if rounds == 1:
+        return Sliding(*once(shares))
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), eqx.filter_eval_shape(once, shares)
+    )
+    start = (*blank[:2], shares)
+    return Sliding(*jax.lax.fori_loop(0, rounds, lambda _, at: once(at[2]), start))
 
 
 def _by_number(pins: Any, total: int, with_first: Any) -> Any:

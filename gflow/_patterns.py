@@ -99,9 +99,11 @@ def box_is_exact(
         return jnp.array(True)
     # The triangular factor has the singular values of the columns it comes from.
     columns = jnp.linalg.qr(_units(normals).T, mode="r")
-    chosen = alive & jnp.stack([signs != 0, signs > 0, signs < 0])
+    chosen = jnp.stack([signs != 0, signs > 0, signs < 0]) & alive[None]
     # One call for all three: under vmap the CPU kernels of JAX 0.10 share out a batch
     # to the threads they run on, and as many at once as there are wait for ever.
-    values = jnp.linalg.svd(jnp.where(chosen[:, None, :], columns, 0), compute_uv=False)
+    values = jnp.linalg.svd(
+        jnp.where(chosen[:, None, :], columns[None], 0), compute_uv=False
+    )
     both, upper, lower = jnp.sum(values > _tolerance(normals), axis=1)
     return both == upper + lower
