@@ -135,7 +135,9 @@ def hulled(frozen: Frozen, params: Params, found: LeastNorm) -> Hulled:
         # may be so much larger that not even the points' squares should see it.
         largest = jnp.max(jnp.abs(cells.jumps))
         scale = jnp.where(largest == 0, 1, largest)
-        frame, short = jnp.linalg.qr((cells.jumps / scale).T)
+        # (After that of the normals, as in `_resolve.py`: some pattern is feasible.)
+        jumps = jnp.where(jnp.any(cells.feasible), cells.jumps / scale, 0)
+        frame, short = jnp.linalg.qr(jumps.T)
         points = (cells.base / scale @ frame)[None] + patterns @ short.T
         hull = hull_min_norm(points, cells.feasible, dimension=most)
         point = cells.base + (hull.weights @ patterns) @ cells.jumps

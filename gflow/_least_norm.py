@@ -169,7 +169,10 @@ def _among(
         multipliers=share,
         effective=effective,
         log_gap=jnp.log(distance) + 2 * jnp.log(scale),
-        exact=box_is_exact(rows.normals, -along, effective),
+        # After the box, as in `_resolve.py`: not two factorisations at once.
+        exact=box_is_exact(
+            jnp.where(box.num_iterations > 0, rows.normals, 0), -along, effective
+        ),
         continuous=jnp.all(off <= slack),
     )
 

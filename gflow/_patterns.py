@@ -100,8 +100,6 @@ def box_is_exact(
     # The triangular factor has the singular values of the columns it comes from.
     columns = jnp.linalg.qr(_units(normals).T, mode="r")
     chosen = jnp.stack([signs != 0, signs > 0, signs < 0]) & alive[None]
-    # One call for all three: under vmap the CPU kernels of JAX 0.10 share out a batch
-    # to the threads they run on, and as many at once as there are wait for ever.
     values = jnp.linalg.svd(
         jnp.where(chosen[:, None, :], columns[None], 0), compute_uv=False
     )

@@ -28,9 +28,10 @@ from ._patterns import box_is_exact
 from ._types import BoolScalar, Params, Scalar
 
 
-# Kinks at zero that are resolved in one program, whatever their number: compiling a
-# smaller one as well would cost more than it saves.
-_USUAL = 24
+# Kinks at zero for which there is a program of its own, which takes a quarter of the
+# time, if there may be twice as many. (A third program, for numbers between, would take
+# longer to compile than it saves.)
+_USUAL = 12
 _CONCAVE = 3  # concave kinks of which all 2^3 patterns are tried
 _ROUNDS = 8  # of changing branches where there are more
 _PASSES = 8  # of linearising the gradient in the multipliers of kinks in series
@@ -86,7 +87,7 @@ def resolve(
             frozen.total,
         )
 
-    few = min(_USUAL, capacity) if thrifty else capacity
+    few = _USUAL if thrifty and capacity > 2 * _USUAL else capacity
     found = by_number(number, capacity, with_room, least=few, few=few)()
     return eqx.tree_at(lambda r: r.crowded, found, number > capacity)
 
@@ -212,8 +213,13 @@ def _choice(
     along = jnp.where(
         free, concave[None], alive[None] & (jnp.abs(moving) <= tiny[None])
     )
-    exact = box_is_exact(units, model.weight, alive)
-    sure = consistent & (exact | ~jnp.any(along, axis=1))
+    along = jnp.any(along, axis=1)
+    # The rank test after the boxes, and of something only where it is asked for: under
+    # vmap JAX 0.10's CPU kernels share out a batch of factorisations to the threads on
+    # which they run, and as many at once as there are threads wait for ever.
+    asked = jnp.any(consistent & along)
+    tested = jnp.where(asked, units, 0)
+    sure = consistent & (box_is_exact(tested, model.weight, alive & asked) | ~along)
     speed = jnp.linalg.norm(velocities, axis=1)
     # What is faster only by rounding comes first.
     steepest = speed * (1 - 1e-12 * jnp.arange(speed.shape[0], dtype=speed.dtype))
@@ -310,8 +316,13 @@ def settle(
     capacity: int,
     branch: str,
     thrifty: bool = True,
+    wanted: BoolScalar | None = None,
 ) -> tuple[Pattern, Resolution]:
-    """The pattern on which the flow leaves W, having come on the one before."""
+    """The pattern on which the flow leaves W, having come on the one before.
+
+    `wanted`: whether anybody will look at it (under vmap, whether in this lane); if
+    not, it is found for no kinks at all, which takes no time.
+    """
     slack = least_of(flatten(params))
     near = min(1e3 * slack, max(10 * slack, _NEAR))
     sizes = frozen.sizes(params)
@@ -333,6 +344,8 @@ def settle(
         shares = branches.astype(z.dtype).reshape(-1)
         shares = shares.at[before.pins].set(before.shares, mode="drop")
         shares = shares.reshape(z.shape)
+    if wanted is not None:
+        at_zero = at_zero & wanted
     found = resolve(
         frozen,
         params,

@@ -77,7 +77,11 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         return terms.vf(t0, y0, None)
 
     def _settle(
-        self, frozen: Frozen, params: Params, before: Pattern | None
+        self,
+        frozen: Frozen,
+        params: Params,
+        before: Pattern | None,
+        wanted: BoolScalar | None = None,
     ) -> tuple[Pattern, Resolution]:
         return settle(
             frozen,
@@ -86,6 +90,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             capacity=self.capacity,
             branch=self.branch,
             thrifty=before is not None,  # at the start, once
+            wanted=wanted,
         )
 
     def _told(self, pattern: Pattern, args: Any) -> Any:
@@ -212,18 +217,18 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         be found.
         """
         pattern = track.pattern
+        # Kinks in the span of the pinned ones stay at zero unwatched. (A neuron whose
+        # weights are zero has more of them than dimensions.) It may have become
+        # possible to leave, which no multiplier tells.
+        due = event | self._lingers(params, pattern)
 
         def change() -> tuple[Pattern, Resolution]:
-            return self._settle(frozen, params, pattern)
+            return self._settle(frozen, params, pattern, due)
 
         def keep() -> tuple[Pattern, Resolution]:
             _, found = eqx.filter_eval_shape(change)
             return pattern, jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), found)
 
-        # Kinks in the span of the pinned ones stay at zero unwatched. (A neuron whose
-        # weights are zero has more of them than dimensions.) It may have become
-        # possible to leave, which no multiplier tells.
-        due = event | self._lingers(params, pattern)
         # Under vmap, of a lane without an event nothing is kept of `change`.
         after, found = jax.lax.cond(
             anywhere(due), lambda: select(due, change(), keep()), keep
