@@ -138,8 +138,14 @@ def sliding(
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), eqx.filter_eval_shape(once, shares)
     )
-    start = (*blank[:2], shares)
-    return Sliding(*jax.lax.fori_loop(0, rounds, lambda _, at: once(at[2]), start))
+
+    def again(number, at):
+        *new, found = once(at[2])
+        # The first velocity: multipliers that diverge later do not spoil it.
+        keep = lambda a, b: jnp.where(number == 0, a, b)  # noqa: E731
+        return *jax.tree.map(keep, tuple(new), at[:2]), found
+
+    return Sliding(*jax.lax.fori_loop(0, rounds, again, (*blank[:2], shares)))
 
 
 def _by_number(pins: Any, total: int, with_first: Any) -> Any:

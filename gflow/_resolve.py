@@ -315,7 +315,6 @@ def settle(
     *,
     capacity: int,
     branch: str,
-    thrifty: bool = True,
     wanted: BoolScalar | None = None,
 ) -> tuple[Pattern, Resolution]:
     """The pattern on which the flow leaves W, having come on the one before.
@@ -354,7 +353,7 @@ def settle(
         shares,
         capacity=capacity,
         branch=branch,
-        thrifty=thrifty,
+        thrifty=before is not None,  # at the start, once
     )
     side = jnp.where(found.branches, 1, -1).astype(z.dtype)
     offsets = slack * sizes + jnp.maximum(0, -2 * side * z)

@@ -89,7 +89,6 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             before,
             capacity=self.capacity,
             branch=self.branch,
-            thrifty=before is not None,  # at the start, once
             wanted=wanted,
         )
 
