@@ -1,7 +1,13 @@
-"""What holds in any lane of `vmap`: with one predicate for all, `cond` stays one."""
+"""Lanes of `vmap`: what holds in any of them, and what only some of them ask for."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int
 
 from ._types import BoolScalar, IntScalar
@@ -19,5 +25,86 @@ def _(axis_size, in_batched, number):
 
 
 def anywhere(condition: Bool[Array, "..."]) -> BoolScalar:
-    """Whether any entry is True, in any lane."""
+    """Whether any entry is True, in any lane: with one predicate for all, `cond` stays
+    one.
+    """
     return largest(condition.astype(jnp.int32)) > 0
+
+
+def where_due(
+    due: BoolScalar | bool, compute: Callable[[], Any], keep: Callable[[Any], Any]
+) -> Any:
+    """`compute()` where it is due, else `keep(blank)`, which is cheap; `blank` is what
+    `compute` returns, all zero.
+
+    Under `vmap` the lanes where it is due are computed one after the other, each as if
+    it were alone: what they ask for differs, and few of them are due at a time. (On
+    accelerators all of them at once, if any is due: there a batch costs what one does.)
+    """
+    # What the functions depend on has to be given to them under `vmap`.
+    first = eqx.filter_closure_convert(compute)
+    blank = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), first.out_struct)
+    second = eqx.filter_closure_convert(lambda: keep(blank))
+    arrays, static = eqx.partition((first, second), eqx.is_array)
+
+    def computed(arrays: Any) -> Any:
+        return eqx.combine(arrays, static)[0]()
+
+    def kept(arrays: Any) -> Any:
+        return eqx.combine(arrays, static)[1]()
+
+    @jax.custom_batching.custom_vmap
+    def alone(due, arrays):
+        return jax.lax.cond(due, computed, kept, arrays)
+
+    @alone.def_vmap
+    def _(axis_size, in_batched, due, arrays):
+        # Arrays without an axis of lanes are the same in all.
+        axes = jtu.tree_map(lambda batched: 0 if batched else None, in_batched[1])
+        due = jnp.broadcast_to(due, (axis_size,))
+        old = jax.vmap(kept, in_axes=(axes,), axis_size=axis_size)(arrays)
+        if jax.default_backend() == "cpu":
+            out = _one_by_one(alone, due, arrays, axes, old)
+        else:
+            out = _all_at_once(computed, due, arrays, axes, old)
+        return out, jtu.tree_map(lambda _: True, out)
+
+    return alone(jnp.asarray(due), arrays)
+
+
+def _one_by_one(alone: Any, due: Any, arrays: Any, axes: Any, old: Any) -> Any:
+    (lanes,) = jnp.nonzero(due, size=due.shape[0], fill_value=0)
+    number = jnp.sum(due)
+
+    def of_lane(lane: IntScalar, x: Any, axis: int | None) -> Any:
+        return x if axis is None else x[lane]
+
+    def next_lane(carry: Any) -> Any:
+        count, out = carry
+        # Under a second `vmap`, the lanes of some run out before those of others.
+        more = count < number
+        lane = lanes[jnp.minimum(count, due.shape[0] - 1)]
+        here = jtu.tree_map(
+            functools.partial(of_lane, lane), arrays, axes, is_leaf=lambda x: x is None
+        )
+        place = jnp.where(more, lane, due.shape[0])
+        found = jtu.tree_map(
+            lambda all_, one: all_.at[place].set(one, mode="drop"),
+            out,
+            alone(more, here),
+        )
+        return count + 1, found
+
+    start = (jnp.zeros_like(number), old)
+    return jax.lax.while_loop(lambda carry: carry[0] < number, next_lane, start)[1]
+
+
+def _all_at_once(compute: Any, due: Any, arrays: Any, axes: Any, old: Any) -> Any:
+    def select(new: Array, old: Array) -> Array:
+        return jnp.where(due.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+    def renewed() -> Any:
+        new = jax.vmap(compute, in_axes=(axes,), axis_size=due.shape[0])(arrays)
+        return jtu.tree_map(select, new, old)
+
+    return jax.lax.cond(anywhere(due), renewed, lambda: old)

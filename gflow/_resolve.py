@@ -24,6 +24,7 @@ from ._box import box_min_norm
 from ._flat import flatten
 from ._frozen import Frozen
 from ._inclusion import Pattern, by_number, least_of, mark, unit_rows, with_shares
+from ._lanes import where_due
 from ._patterns import box_is_exact
 from ._types import BoolScalar, Params, Scalar
 
@@ -315,13 +316,30 @@ def settle(
     *,
     capacity: int,
     branch: str,
-    wanted: BoolScalar | None = None,
+    due: BoolScalar | bool = True,
 ) -> tuple[Pattern, Resolution]:
     """The pattern on which the flow leaves W, having come on the one before.
 
-    `wanted`: whether anybody will look at it (under vmap, whether in this lane); if
-    not, it is found for no kinks at all, which takes no time.
+    `due`: whether it is asked for; if not, it is the one before.
     """
+
+    def find() -> tuple[Pattern, Resolution]:
+        return _settled(frozen, params, before, capacity, branch)
+
+    def keep(blank: tuple[Pattern, Resolution]) -> tuple[Pattern, Resolution]:
+        pattern, found = blank
+        return (pattern if before is None else before), found
+
+    return where_due(due, find, keep)
+
+
+def _settled(
+    frozen: Frozen,
+    params: Params,
+    before: Pattern | None,
+    capacity: int,
+    branch: str,
+) -> tuple[Pattern, Resolution]:
     slack = least_of(flatten(params))
     near = min(1e3 * slack, max(10 * slack, _NEAR))
     sizes = frozen.sizes(params)
@@ -343,8 +361,6 @@ def settle(
         shares = branches.astype(z.dtype).reshape(-1)
         shares = shares.at[before.pins].set(before.shares, mode="drop")
         shares = shares.reshape(z.shape)
-    if wanted is not None:
-        at_zero = at_zero & wanted
     found = resolve(
         frozen,
         params,

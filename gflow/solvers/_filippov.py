@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 from .._flow import FlowState, Work
 from .._frozen import Frozen
 from .._inclusion import InclusionField, Pattern, least_of, multipliers, room
-from .._lanes import anywhere
+from .._lanes import anywhere, where_due
 from .._resolve import Resolution, settle
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._crossing import first_crossing
 from ._primal_dual import Holding, PrimalDual, weighted
 from ._tolerance import Tolerance
-from ._track import Track, in_series, log_time_of, logged, started
-from ._walk import cut_interpolation, each_look, each_stage, select, walk
+from ._track import Track, Turn, in_series, log_time_of, logged, started
+from ._walk import cut_interpolation, each_look, each_stage, walk
 
 
 _FORWARD = 1 / 3  # of a gradient
@@ -27,6 +27,9 @@ _SETTLE = 4.0  # gradients, about: sizes, branches, rows
 # How far on the other side a repeated implicit step may end: z, of its size, and
 # multipliers, which Newton's method leaves less accurate.
 _NEAR, _NEAR_SHARE = 1e-9, 1e-5
+# Steps of the reading with which kinks are left that no multiplier watches (see
+# `_leaving.py`) where there is no dense output to find the place on.
+_LEAVING = 1e-7
 
 
 class _Trial(eqx.Module):
@@ -81,7 +84,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         frozen: Frozen,
         params: Params,
         before: Pattern | None,
-        wanted: BoolScalar | None = None,
+        due: BoolScalar | bool = True,
     ) -> tuple[Pattern, Resolution]:
         return settle(
             frozen,
@@ -89,7 +92,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             before,
             capacity=self.capacity,
             branch=self.branch,
-            wanted=wanted,
+            due=due,
         )
 
     def _told(self, pattern: Pattern, args: Any) -> Any:
@@ -110,10 +113,12 @@ class Filippov(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, track = solver_state
-        lost = track.failure != 0
+        rejected = track.failure != 0
         if isinstance(self.solver, PrimalDual):
-            state, error, info, after = self._late_step(t0, t1, y0, args, inner, track)
-            result = dfx.RESULTS.successful
+            state, error, info, after, late = self._late_step(
+                t0, t1, y0, args, inner, track
+            )
+            rejected, result = rejected | late, dfx.RESULTS.successful
         else:
             state, error, info, after, result = self._explicit_step(
                 terms, t0, t1, y0, args, inner, track, made_jump
@@ -121,7 +126,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         error = eqx.tree_at(
             lambda e: e.params,
             error,
-            jtu.tree_map(lambda e: jnp.where(lost, jnp.inf, e), error.params),
+            jtu.tree_map(lambda e: jnp.where(rejected, jnp.inf, e), error.params),
         )
         return state, error, info, after, result
 
@@ -134,10 +139,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             terms, t0, t1, y0, told, inner, jumped
         )
 
-        def turn(state, track, event, kink, start, end) -> tuple[Track, BoolScalar]:
-            return self._turned(
-                self.frozen, state, state.params, track, event, kink, start, end
-            )
+        def turned(state, pattern, event, asked) -> Turn:
+            return self._turned(self.frozen, state.params, pattern, event, asked)
 
         def velocity(pattern: Pattern) -> Any:
             return lambda t, y: terms.vf(t, y, self._told(pattern, args))
@@ -145,7 +148,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         assert self.tolerance is not None
         way = walk(
             solver,
-            turn,
+            turned,
+            self._noted,
             velocity,
             self.frozen,
             dense,
@@ -179,16 +183,16 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         return state, error, info, (inner, after), result
 
     def _late_step(self, t0, t1, y0, args, inner, track):
-        """An implicit step, up to the first kink."""
+        """An implicit step, up to the first kink; and whether it has gone too far."""
         solver: Any = self.solver
         told = self._told(track.pattern, args)
         tried = self._repeated(solver, t0, t1, y0, told, inner)
         # Late, the multipliers are what was solved for, and so is z = 0.
         frozen = weighted(self.frozen, tried.inner.log_weights)
         params = tried.state.params
-        after, due = self._turned(
-            frozen, tried.state, params, track, tried.event, tried.kink, t0, tried.end
-        )
+        turn = self._turned(frozen, params, track.pattern, tried.event)
+        after = self._noted(tried.state, track, turn, tried.kink, t0, tried.end)
+        due = turn.due
         spent = self._spent(track, tried, due)
         inner = self._restarted(tried, params, after.pattern, told, due)
         state = self._kept(y0, tried.state, params, after, tried.end, spent)
@@ -199,47 +203,51 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             "trial": tried.end,
             "end": tried.end,
         }
-        return state, error, info, (inner, after)
+        late = turn.lingered & turn.turned & ~turn.event & (tried.end - t0 > _LEAVING)
+        return state, error, info, (inner, after), late
 
     def _turned(
         self,
         frozen: Frozen,
-        state: FlowState,
         params: Params,
-        track: Track,
+        pattern: Pattern,
         event: BoolScalar,
-        kink: IntScalar,
-        start: Scalar,
-        end: Scalar,
-    ) -> tuple[Track, BoolScalar]:
-        """The track on the pattern on which the flow goes on, and whether that had to
-        be found.
+        asked: BoolScalar | bool = True,
+    ) -> Turn:
+        """The pattern on which the flow goes on from a point; found where it ceases to
+        fit there, an event, or may have.
         """
-        pattern = track.pattern
         # Kinks in the span of the pinned ones stay at zero unwatched. (A neuron whose
         # weights are zero has more of them than dimensions.) It may have become
         # possible to leave, which no multiplier tells.
-        due = event | self._lingers(params, pattern)
+        lingers = self._lingers(params, pattern)
+        due = asked & (event | lingers)
+        after, found = self._settle(frozen, params, pattern, due)
+        other = jnp.any(after.branches != pattern.branches)
+        other = other | jnp.any(after.pins != pattern.pins)
+        return Turn(after, found, event, due, lingers, event | other)
 
-        def change() -> tuple[Pattern, Resolution]:
-            return self._settle(frozen, params, pattern, due)
-
-        def keep() -> tuple[Pattern, Resolution]:
-            _, found = eqx.filter_eval_shape(change)
-            return pattern, jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), found)
-
-        # Under vmap, of a lane without an event nothing is kept of `change`.
-        after, found = jax.lax.cond(
-            anywhere(due), lambda: select(due, change(), keep()), keep
-        )
-        turned = jnp.any(after.branches != pattern.branches)
-        turned = turned | jnp.any(after.pins != pattern.pins)
-        kink = jnp.where(event, kink, after.pins[0])
-        met = event | (due & turned)
-        series = in_series(self.frozen, after)
+    def _noted(
+        self,
+        state: FlowState,
+        track: Track,
+        turn: Turn,
+        kink: IntScalar,
+        start: Scalar,
+        end: Scalar,
+    ) -> Track:
+        """The track after a step, or the part of it up to a turn."""
+        before, after = track.pattern.pins, turn.after.pins
+        # Without an event, it is about a pin that was left.
+        gone = (before < self.frozen.total) & ~jnp.isin(before, after)
+        left = jnp.where(jnp.any(gone), before[jnp.argmax(gone)], after[0])
+        kink = jnp.where(turn.event, kink, left)
+        met = turn.event | (turn.due & turn.turned)
+        series = in_series(self.frozen, turn.after)
         log_time = log_time_of(state)
-        new = logged(track, after, found, met, kink, series, start, end, log_time)
-        return new, due
+        return logged(
+            track, turn.after, turn.found, met, kink, series, start, end, log_time
+        )
 
     def _kept(
         self,
@@ -312,11 +320,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         def again() -> Any:
             return solver.restarted(tried.end, params, at, tried.inner.log_weights)
 
-        return jax.lax.cond(
-            anywhere(due),
-            lambda: select(due, again(), tried.inner),
-            lambda: tried.inner,
-        )
+        return where_due(due, again, lambda blank: tried.inner)
 
     def _lingers(self, params: Params, pattern: Pattern) -> BoolScalar:
         """Whether kinks are at zero that are not pinned, since the last event."""

@@ -39,6 +39,17 @@ class Track(eqx.Module):
     ambiguous: Bool[Array, " events"]
 
 
+class Turn(eqx.Module):
+    """The pattern on which a flow goes on from a point."""
+
+    after: Pattern
+    found: Resolution
+    event: BoolScalar  # whether the one before had ceased to fit
+    due: BoolScalar  # whether it was looked for
+    lingered: BoolScalar  # whether that was due before
+    turned: BoolScalar  # whether it is another one
+
+
 def in_series(frozen: Frozen, pattern: Pattern) -> BoolScalar:
     """Whether two kinks of one example are pinned that may depend on each other."""
     if not frozen.in_series:

@@ -20,10 +20,11 @@ from .._inclusion import (
     onto_pins,
     room,
 )
-from .._lanes import anywhere
+from .._lanes import where_due
 from .._types import BoolScalar, IntScalar, Scalar
 from ._bends import Bends, bent, flat_output, no_bends
 from ._crossing import first_crossing
+from ._leaving import first_leaving
 from ._tolerance import Tolerance
 from ._track import Track
 
@@ -49,7 +50,8 @@ class Walk(eqx.Module):
 
 def walk(
     solver: dfx.AbstractERK,
-    turn: Any,
+    turned: Any,
+    noted: Any,
     velocity: Any,
     frozen: Frozen,
     dense: Any,
@@ -65,9 +67,10 @@ def walk(
 ) -> Walk:
     """The way from y0, on a step's dense output, which holds up to the first kink.
 
-    `turn` finds the next pattern: it takes a state, the track, whether there is an
-    event, the kink that it is about and two readings, and returns the next track and
-    whether it had to look. `velocity` is that on a pattern. At most `most` kinks are
+    `turned` finds the next pattern (`Turn`): it takes a state, the pattern, whether it
+    ceases to fit there, and whether to look at all. `noted` makes of a turn the next
+    track: it takes the state, the track, the turn, which kink it is about, and the
+    readings before and there. `velocity` is that on a pattern. At most `most` kinks are
     met in one step.
     """
     flat = flat_output(dense)
@@ -115,13 +118,21 @@ def walk(
         def at(fraction: Any) -> FlowState:
             return unflatten(along(reading(fraction)))
 
-        place, event, kink, spent = looked(at, track, begin)
-        y = at(place)
-        params = onto_pins(frozen, y.params, pattern)
-        arrived = eqx.tree_at(lambda s: s.params, y, params)
-        here = reading(place)
-        after, due = turn(arrived, track, event, kink, reading(begin), here)
-        spent = spent + jnp.where(due, _SETTLE, 0.0)
+        until, crossed, kink, spent = looked(at, track, begin)
+
+        def look(fraction: Scalar, asked: BoolScalar) -> Any:
+            y = at(fraction)
+            params = onto_pins(frozen, y.params, pattern)
+            y = eqx.tree_at(lambda s: s.params, y, params)
+            event = crossed & (fraction == until)
+            turn = turned(y, pattern, event, asked)
+            cost = jnp.where(turn.due, _SETTLE, 0.0).astype(dtype)
+            return turn.turned, turn.lingered, (y, turn), cost
+
+        place, (arrived, turn), cost = first_leaving(look, begin, until)
+        here, spent = reading(place), spent + cost
+        event = turn.event | (turn.due & turn.turned)
+        after = noted(arrived, track, turn, kink, reading(begin), here)
         pins = after.pattern.pins.astype(dtype)
         arrived = eqx.tree_at(lambda s: s.pins, arrived, pins)
 
@@ -134,13 +145,9 @@ def walk(
             jump = flatten(arrived) - along(here)
             return bent(solver, flat_velocity, along, here, t1, jump)
 
-        def none() -> Any:
-            still = jnp.zeros_like(flatten(arrived))
-            return still, still, jtu.tree_map(jnp.zeros_like, flat)
-
         tries = event & (1 - place > _SHORT) & (bends.number < most)
         tries = tries & (after.failure == 0)
-        change, more, output = jax.lax.cond(anywhere(tries), bend, none)
+        change, more, output = where_due(tries, bend, lambda blank: blank)
         total = jtu.tree_map(
             lambda a, b: jnp.abs(a) + jnp.abs(b), at_last.error, unflatten(more)
         )
