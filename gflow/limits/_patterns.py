@@ -1,5 +1,6 @@
 """Which kinks the limit lies on: from the flow's, by an active-set search."""
 
+from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from ._search import search
 
 # Changes of the pattern, one kink at a time.
 _CHANGES = 60
+# Times that a pattern is searched before the changes are taken to go round in a circle:
+# a kink may be met again from elsewhere.
+_VISITS = 3
 # |z| of a kink that may be pinned, of its size, at most.
 _NEAR = 1e-4
 # Kinks that may be at zero in a model of which no pins are known.
@@ -55,7 +59,12 @@ def search_patterns(
     released: as margins join and leave the support in an active-set method.
     """
     start, first, best, least = w, flat, None, np.inf
+    visits: Counter[bytes] = Counter()
     for _ in range(_CHANGES):
+        here = _name(flat.pattern)
+        if visits[here] == _VISITS:
+            break
+        visits[here] += 1
         judge = Judge(flat, start, tolerance, dense)
         point, _ = search(
             flat, w, tolerance=tolerance, floor=floor, dense=dense, accept=judge.accept
@@ -89,6 +98,10 @@ def search_patterns(
     if best is None or judge.judge(point).kkt.residual < least:
         return judge, point
     return best
+
+
+def _name(pattern: Pattern) -> bytes:
+    return pattern.pins.tobytes() + pattern.branches.tobytes()
 
 
 def _first_crossed(flat: Pinned, w, target, wrong: np.ndarray) -> tuple[int, float]:
