@@ -54,7 +54,7 @@ def larger(a, b, width):
     return b + jnp.where(slope < 1, slope**2 * width, a - b)
 
 
-def rounded(v, x, y, width=1e-7):
+def rounded(v, x, y, width=1e-8):
     """The loss, written out, with all kinks rounded off."""
     kernels, last = v[:8].reshape(2, 4), v[8:]
     images = x.reshape(-1, 25)
@@ -119,4 +119,4 @@ def test_it_is_the_limit_of_smooth_flows(flows, lane):
     model, (x, y) = problem(SEEDS[lane])
     found = weights(jax.tree.map(lambda a: a[lane], flows.final))
     expected = by_radau(weights(model), x, y)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
