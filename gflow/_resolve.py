@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ._box import box_min_norm
+from ._downstream import decided
 from ._flat import flatten
 from ._frozen import Frozen
 from ._inclusion import Pattern, by_number, least_of, mark, unit_rows, with_shares
@@ -253,6 +254,10 @@ def _resolve(
 ) -> Resolution:
     total = frozen.total
     (index,) = jnp.nonzero(at_zero.reshape(-1), size=capacity, fill_value=total)
+    if frozen.in_series:
+        branches, known = decided(frozen, params, branches, at_zero, index)
+        free = (at_zero & ~known).reshape(-1)
+        (index,) = jnp.nonzero(free, size=capacity, fill_value=total)
     before = jnp.take(branches.reshape(-1), index, mode="fill", fill_value=False)
     first = jnp.take(shares.reshape(-1), index, mode="fill", fill_value=0)
 

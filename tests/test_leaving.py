@@ -1,0 +1,59 @@
+"""The place where a flow can first leave kinks that no multiplier watches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gflow.solvers._leaving import first_leaving
+
+
+def search(leaves, begin, end, lingering=True):
+    looks = []
+
+    def look(x, asked):
+        jax.debug.callback(lambda a: looks.append(None) if a else None, asked)
+        return x >= leaves, jnp.asarray(lingering), {"at": x}, jnp.asarray(2.0)
+
+    place, about, cost = jax.jit(lambda a, b: first_leaving(look, a, b))(begin, end)
+    jax.effects_barrier()
+    assert float(cost) == 2 * len(looks)
+    assert float(about["at"]) == float(place)
+    return float(place), len(looks)
+
+
+@pytest.mark.parametrize("leaves", [0.3001, 0.5, 0.77, 0.999999])
+def test_it_is_found(leaves):
+    place, looks = search(leaves, 0.3, 1.0)
+    assert leaves <= place <= leaves + 1e-9
+    assert looks == 31
+
+
+def test_few_looks_where_there_is_nothing_to_be_found():
+    assert search(2.0, 0.3, 1.0) == (1.0, 1)  # the pattern fits
+    assert search(1.0, 0.3, 1.0) == (1.0, 2)  # an event at the end
+    assert search(0.0, 0.3, 1.0, lingering=False) == (1.0, 1)  # nothing unwatched
+
+
+@pytest.mark.parametrize("ulps", [0, 1, 2, 3])
+def test_it_ends_on_the_shortest_ways(ulps):
+    begin = 0.25
+    end = begin + ulps * np.spacing(begin)
+    place, looks = search(0.0, begin, end)
+    assert begin <= place <= end and looks <= 31
+
+
+def test_lanes():
+    leaves = jnp.array([0.4, 2.0, 0.9])
+
+    def one(leaves):
+        def look(x, asked):
+            cost = jnp.where(asked, 1.0, 0.0)
+            return x >= leaves, jnp.asarray(True), x, cost
+
+        return first_leaving(look, jnp.asarray(0.0), jnp.asarray(1.0))
+
+    place, about, cost = jax.vmap(one)(leaves)
+    np.testing.assert_allclose(place, [0.4, 1.0, 0.9], atol=1e-9)
+    np.testing.assert_array_equal(about, place)
+    np.testing.assert_array_equal(cost, [31, 1, 31])
