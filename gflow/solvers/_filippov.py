@@ -191,7 +191,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         frozen = weighted(self.frozen, tried.inner.log_weights)
         params = tried.state.params
         turn = self._turned(frozen, params, track.pattern, tried.event)
-        after = self._noted(tried.state, track, turn, tried.kink, t0, tried.end)
+        end = tried.end
+        after = self._noted(tried.state, track, turn, tried.kink, t0, end, end - t0)
         due = turn.due
         spent = self._spent(track, tried, due)
         inner = self._restarted(tried, params, after.pattern, told, due)
@@ -235,6 +236,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         kink: IntScalar,
         start: Scalar,
         end: Scalar,
+        length: Scalar,
     ) -> Track:
         """The track after a step, or the part of it up to a turn."""
         before, after = track.pattern.pins, turn.after.pins
@@ -246,7 +248,16 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         series = in_series(self.frozen, turn.after)
         log_time = log_time_of(state)
         return logged(
-            track, turn.after, turn.found, met, kink, series, start, end, log_time
+            track,
+            turn.after,
+            turn.found,
+            met,
+            kink,
+            series,
+            start,
+            end,
+            length,
+            log_time,
         )
 
     def _kept(

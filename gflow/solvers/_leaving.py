@@ -16,7 +16,7 @@ import jax.tree_util as jtu
 from .._types import BoolScalar, IntScalar, Scalar
 
 
-_LOOKS = 31  # at most: to 2^-30 of the way
+_LOOKS = 33  # at most: to 2^-31 of the way
 # What is left of it at the second look: where a kink that is met at the end is told
 # from one that is at zero.
 _JUST = 2.0**-20

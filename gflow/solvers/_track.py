@@ -14,7 +14,8 @@ from .._types import BoolScalar, IntScalar, Scalar
 
 
 _STALLS = 50  # events in a row with hardly any time between them:
-_STALLED = 1e4  # roundings of the reading
+_STALLED = 1e4  # roundings of the reading, or this part of the step
+_STALLED_PART = 2.0**-29
 LOGGED = 512  # events that are kept
 
 CROWDED, DISCONTINUOUS, STALLED = 1, 2, 3
@@ -102,11 +103,16 @@ def logged(
     series: BoolScalar,
     start: Any,
     end: Any,
+    length: Any,
     log_time: Scalar,
 ) -> Track:
-    """The track after a step; with the event, if it ended in one."""
+    """The track after a step, or a part of it; with the event, if it ended in one.
+
+    `length`: of the whole step, as the reading.
+    """
     eps = jnp.finfo(end.dtype).eps
-    still = event & (end - start <= _STALLED * eps * jnp.abs(end))
+    hardly = jnp.maximum(_STALLED * eps * jnp.abs(end), _STALLED_PART * length)
+    still = event & (end - start <= hardly)
     stalls = jnp.where(still, track.stalls + 1, 0)
     failure = jnp.where(stalls > _STALLS, STALLED, failure_of(found))
     failure = jnp.where(event, failure, 0)

@@ -132,7 +132,7 @@ def walk(
         place, (arrived, turn), cost = first_leaving(look, begin, until)
         here, spent = reading(place), spent + cost
         event = turn.event | (turn.due & turn.turned)
-        after = noted(arrived, track, turn, kink, reading(begin), here)
+        after = noted(arrived, track, turn, kink, reading(begin), here, t1 - t0)
         pins = after.pattern.pins.astype(dtype)
         arrived = eqx.tree_at(lambda s: s.pins, arrived, pins)
 
