@@ -127,7 +127,9 @@ def walk(
             event = crossed & (fraction == until)
             turn = turned(y, pattern, event, asked)
             cost = jnp.where(turn.due, _SETTLE, 0.0).astype(dtype)
-            return turn.turned, turn.lingered, (y, turn), cost
+            # What has just turned and would at once again is left to the step's end.
+            watched = turn.lingered & (track.stalls == 0) & (track.failure == 0)
+            return turn.turned, watched, (y, turn), cost
 
         place, (arrived, turn), cost = first_leaving(look, begin, until)
         here, spent = reading(place), spent + cost
