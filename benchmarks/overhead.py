@@ -12,6 +12,7 @@ several interleaved repeats.
 import statistics
 import time
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,14 @@ def flow(model, x, y, t1, **options):
 
     def solve():
         sol = gflow.integrate(
-            model, (x, y), gflow.losses.Square(), (0.0, t1), rtol=1e-6, **options
+            model,
+            (x, y),
+            gflow.losses.Square(),
+            (0.0, t1),
+            solver=diffrax.Tsit5(),
+            clock=gflow.clocks.Physical(),
+            rtol=1e-6,
+            **options,
         )
         return jax.block_until_ready(sol)
 
