@@ -17,6 +17,7 @@ from ._types import Params
 
 _PARALLEL = 1e-9  # 1 - |cos| of normals that are the same but for rounding
 _NONE = 1e-12  # of a normal's length beyond j: what is none before
+_ROUNDINGS = 64  # at least, of both
 
 
 def decided(
@@ -32,14 +33,15 @@ def decided(
     """
     _, before = frozen.normals(params, branches & ~at_zero, index)
     _, beyond = frozen.normals(params, branches | at_zero, index)
+    few = _ROUNDINGS * float(jnp.finfo(beyond.dtype).eps)
     least, most = jnp.linalg.norm(before, axis=1), jnp.linalg.norm(beyond, axis=1)
-    follows = (most > 0) & (least <= _NONE * most)
+    follows = (most > 0) & (least <= max(_NONE, few) * most)
     units = unit_rows(beyond)
     cosines = units @ units.T
     group = index // frozen.num_kinks
     leads = (least > 0) & (index < frozen.total)
     leader = leads[None, :] & (group[:, None] == group[None, :])
-    leader = leader & (jnp.abs(cosines) > 1 - _PARALLEL)
+    leader = leader & (jnp.abs(cosines) > 1 - max(_PARALLEL, few))
     found = follows & jnp.any(leader, axis=1)
     up = jnp.take_along_axis(cosines, jnp.argmax(leader, axis=1)[:, None], 1)[:, 0] > 0
 

@@ -204,7 +204,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             "trial": tried.end,
             "end": tried.end,
         }
-        late = turn.lingered & turn.turned & ~turn.event & (tried.end - t0 > _LEAVING)
+        short = jnp.maximum(_LEAVING, 64 * jnp.finfo(end.dtype).eps * jnp.abs(end))
+        late = turn.lingered & turn.turned & ~turn.event & (end - t0 > short)
         return state, error, info, (inner, after), late
 
     def _turned(
@@ -244,14 +245,13 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         gone = (before < self.frozen.total) & ~jnp.isin(before, after)
         left = jnp.where(jnp.any(gone), before[jnp.argmax(gone)], after[0])
         kink = jnp.where(turn.event, kink, left)
-        met = turn.event | (turn.due & turn.turned)
         series = in_series(self.frozen, turn.after)
         log_time = log_time_of(state)
         return logged(
             track,
             turn.after,
             turn.found,
-            met,
+            turn.turned,
             kink,
             series,
             start,

@@ -70,8 +70,8 @@ def walk(
     `turned` finds the next pattern (`Turn`): it takes a state, the pattern, whether it
     ceases to fit there, and whether to look at all. `noted` makes of a turn the next
     track: it takes the state, the track, the turn, which kink it is about, and the
-    readings before and there. `velocity` is that on a pattern. At most `most` kinks are
-    met in one step.
+    readings before, there, and of a whole step. `velocity` is that on a pattern. At
+    most `most` kinks are met in one step.
     """
     flat = flat_output(dense)
     path: Any = solver.interpolation_cls(t0=t0, t1=t1, **flat)
@@ -133,7 +133,6 @@ def walk(
 
         place, (arrived, turn), cost = first_leaving(look, begin, until)
         here, spent = reading(place), spent + cost
-        event = turn.event | (turn.due & turn.turned)
         after = noted(arrived, track, turn, kink, reading(begin), here, t1 - t0)
         pins = after.pattern.pins.astype(dtype)
         arrived = eqx.tree_at(lambda s: s.pins, arrived, pins)
@@ -147,7 +146,7 @@ def walk(
             jump = flatten(arrived) - along(here)
             return bent(solver, flat_velocity, along, here, t1, jump)
 
-        tries = event & (1 - place > _SHORT) & (bends.number < most)
+        tries = turn.turned & (1 - place > _SHORT) & (bends.number < most)
         tries = tries & (after.failure == 0)
         change, more, output = where_due(tries, bend, lambda blank: blank)
         total = jtu.tree_map(
