@@ -5,13 +5,14 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from ._bisect import bisect
 from ._flow import FlowField, FlowState
 from ._pairs import tailed
 from ._problem import Problem
-from ._types import Params, Scalar
+from ._types import BoolScalar, Params, Scalar
 from .observe import State, observe_at
 
 
@@ -46,10 +47,22 @@ class _Condition(eqx.Module):
 class _Separated(eqx.Module):
     # Looked at after each step; the time need not be known any better.
     problem: Problem
+    watching: BoolScalar
 
     def __call__(self, t, y: FlowState, args, **kwargs):
         del t, args, kwargs
-        return separation(self.problem, y.params) > 0
+        return jax.lax.cond(
+            self.watching,
+            lambda: separation(self.problem, y.params) > 0,
+            lambda: jnp.asarray(False),
+        )
+
+
+def watched(event: dfx.Event | None, whether: BoolScalar) -> dfx.Event | None:
+    """The event, with separation, if that is all it is about, watched for or not."""
+    if event is None or not isinstance(event.cond_fn, _Separated):
+        return event
+    return eqx.tree_at(lambda e: e.cond_fn.watching, event, whether)
 
 
 def separation(problem: Problem, params: Params) -> Scalar:
@@ -115,7 +128,8 @@ def event(
     `field`: of flows other than the gradient flow; `reading`: the clock's at `start`.
     """
     if not functions and horizon is None:
-        return dfx.Event(_Separated(problem)) if separation else None
+        apart = _Separated(problem, jnp.asarray(True))
+        return dfx.Event(apart) if separation else None
     signs: tuple[Scalar, ...] = ()
     blank = _Condition(problem, functions, degree, (), horizon, field=field)
     if functions:

@@ -18,7 +18,7 @@ from ._engine import (
     interpolates_well,
     keeps_account,
 )
-from ._events import event
+from ._events import event, watched
 from ._flow import FlowField, FlowState
 from ._plan import Plan, Route, Schedule, Times
 from ._points import at_steps
@@ -135,10 +135,12 @@ class Runner(eqx.Module):
         active: BoolScalar | None = None,
         *,
         fresh: BoolScalar | bool,
+        watching: BoolScalar | bool = True,
     ) -> Leg:
         """From a position to the end or, if not `active`, nowhere.
 
         `fresh`: whether this route's step and stage were prepared there anew.
+        `watching`: whether it stops for the late phase, if it is the leg that may.
         """
         times = self.times
         end = times.end_reading
@@ -146,8 +148,9 @@ class Runner(eqx.Module):
             # Rounding between clocks must not make it run backwards.
             further = active & (end > start.reading)
             end = jnp.where(further, end, start.reading)
-        solved = self._kept(start, end)
-        stats = _stats(self.plan, self.route, solved, start, self.watching, fresh)
+        watching = jnp.asarray(watching) & self.watching
+        solved = self._kept(start, end, watching)
+        stats = _stats(self.plan, self.route, solved, start, watching, fresh)
         num_kept = solved.num_kept
         if active is not None:
             idle = 0 if self.plan.save == "given" else 1
@@ -165,19 +168,24 @@ class Runner(eqx.Module):
             result=_result(solved, times, self.route.solver),
         )
 
-    def _kept(self, start: Position, end: Scalar) -> Solved:
+    def _kept(self, start: Position, end: Scalar, watching: BoolScalar) -> Solved:
         plan, times, engine = self.plan, self.times, self.engine
-        most = plan.max_steps
+        most, limit = plan.max_steps, None
         if self.watching:
-            most = min(most, PATIENCE)
+            engine = eqx.tree_at(
+                lambda e: e.event, engine, watched(engine.event, watching)
+            )
+            limit = jnp.where(watching, min(most, PATIENCE), most)
         # Diffrax saves up to where a step would have gone that a kink cut short.
         at_once = self.route.tells_time and not isinstance(engine.solver, Filippov)
-        if plan.save == "given" and at_once:
+        if plan.save == "given" and at_once and limit is None:
             targets = jnp.clip(times.save_targets, start.reading, end)
             return at_times(engine, start, end, targets, max_steps=most)
         if plan.save == "given":
             targets = times.save_targets
-            return at_times_between(engine, start, end, targets, max_steps=most)
+            return at_times_between(
+                engine, start, end, targets, max_steps=most, limit=limit
+            )
         thin = plan.save == "adaptive"
         fine = thin and interpolates_well(self.route.solver)
         capacity = _RELAY_CAPACITY if plan.is_relay else _CAPACITY
@@ -188,6 +196,7 @@ class Runner(eqx.Module):
             capacity=capacity if thin else most,
             points_per_step=_POINTS_PER_STEP if fine else 1,
             max_steps=most,
+            limit=limit,
             horizon=times.horizon,
         )
 
@@ -276,7 +285,7 @@ def _stats(
     route: Route,
     solved: Solved,
     start: Position,
-    watching: bool,
+    watching: BoolScalar,
     fresh: BoolScalar | bool,
 ) -> dict[str, Any]:
     counts = solved.counts
@@ -294,7 +303,8 @@ def _stats(
     first = jnp.where(fresh, jnp.asarray(first, whole), 0)
     # Events look at every step, with a gradient; separation with a third of one,
     # rounded up.
-    looks = counts.num_steps * (1 if plan.events or watching else 0)
+    looked = watching | bool(plan.events)
+    looks = counts.num_steps * looked.astype(whole)
     if spent is not None:
         spent = jtu.tree_map(lambda a, b: (a - b).astype(whole), spent, before)
         gradients = spent.gradients + looks + first

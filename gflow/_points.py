@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from ._engine import Engine, Position, Solved
 from ._flow import FlowState
 from ._stretch import Stretch, add, no_counts, run_stretch, stretch_length, unfinished
-from ._types import BoolScalar, Scalar
+from ._types import BoolScalar, IntScalar, Scalar
 from .clocks import AbstractTimeClock, LogTime
 
 
@@ -77,6 +77,7 @@ def at_steps(
     capacity: int,
     points_per_step: int,
     max_steps: int,
+    limit: IntScalar | None = None,
     horizon: Scalar | None = None,
 ) -> Solved:
     """Keeps the solver's points, dense where the solution moves.
@@ -85,7 +86,8 @@ def at_steps(
     kept while they fit into `capacity`; when they do not, only the first in each
     interval of μ = ∫‖dW‖/‖W‖ + 0.3 log(1 + u), u = log(1 + t - t0), and the intervals
     grow so that half of the capacity is free again. `horizon` is the value of u at the
-    end, for a clock that does not tell the time (the progress meter wants it).
+    end, for a clock that does not tell the time (the progress meter wants it); `limit`
+    of the steps where only running tells it, at most `max_steps`.
     """
     steps = stretch_length(start.state.params, max_steps)
     # One stretch must fit into the half of the slots that thinning frees.
@@ -152,7 +154,7 @@ def at_steps(
 
     def goes_on(carry):
         _, _, counts, result, _ = carry
-        return unfinished(result, counts, steps, max_steps)
+        return unfinished(result, counts, steps, max_steps if limit is None else limit)
 
     empty = _Kept(
         readings=jnp.full((capacity,), jnp.inf, end.dtype),

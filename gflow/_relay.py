@@ -1,8 +1,10 @@
 """Three legs: an explicit solver, the late phase's, and what is left if that fails."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
@@ -86,52 +88,97 @@ def relay(
     else:
         begin = first.begin()
     apart = separation(problem, begin.state.params) > 0
-    one = first.run(begin, on_first & ~apart, fresh=resumed is None)
 
-    # The late phase, if it pays.
-    apart = separation(problem, one.end.state.params) > 0
-    slow = one.result == RESULTS.max_steps_reached
-    if first.plan.max_steps <= PATIENCE:
-        slow = jnp.asarray(False)
-    log_time = jnp.asarray(LogTime().reading(one.end_log_elapsed))
-    slack = 8 * jnp.finfo(end.dtype).eps
-    stopped = on_first & (apart | slow) & (log_time < end * (1 - slack))
-    step = one.end.controller_state.next_end - one.end.reading
-    step = step if same else jnp.full_like(step, _LARGEST_STEP)
-    chosen = stopped & ~failed & _pays(log_time, end, step)
-    there = late.taken_over(one.end_log_elapsed, one.end.state)
-    on_late = chosen
-    if baton is not None:
-        there = _select(baton.leg == 1, late.adapted(baton.positions[1]), there)
-        on_late = on_late | (baton.leg == 1)
-    two = late.run(there, on_late, fresh=chosen)
+    def on_to_late(one: Leg, whether: BoolScalar | bool) -> _Handover:
+        """The late phase, if it pays, and where to go on from, if that is needed."""
+        apart = separation(problem, one.end.state.params) > 0
+        slow = one.result == RESULTS.max_steps_reached
+        if first.plan.max_steps <= PATIENCE:
+            slow = jnp.asarray(False)
+        log_time = jnp.asarray(LogTime().reading(one.end_log_elapsed))
+        slack = 8 * jnp.finfo(end.dtype).eps
+        stopped = on_first & (apart | slow) & (log_time < end * (1 - slack))
+        step = one.end.controller_state.next_end - one.end.reading
+        step = step if same else jnp.full_like(step, _LARGEST_STEP)
+        chosen = stopped & ~failed & _pays(log_time, end, step)
+        there = late.taken_over(one.end_log_elapsed, one.end.state)
+        on_late = chosen
+        if baton is not None:
+            there = _select(baton.leg == 1, late.adapted(baton.positions[1]), there)
+            on_late = on_late | (baton.leg == 1)
+        two = late.run(there, on_late & whether, fresh=chosen)
 
-    # And on, if it is not or has failed.
-    broken = on_late & (two.result == RESULTS.unresolved)
-    rest = (stopped & ~chosen) | broken
-    there = last.taken_over(
-        jnp.where(on_late, two.end_log_elapsed, one.end_log_elapsed),
-        _select(on_late, last.booked(two.end.state), last.booked(one.end.state)),
-    )
-    fresh = rest
-    if same:
-        there = _select(stopped & ~chosen, last.adapted(one.end), there)
-        fresh = broken
-    if baton is not None:
-        resumes = (baton.leg == 2) & ~on_first
-        there = _select(resumes, last.adapted(baton.positions[2]), there)
-        rest = rest | resumes
-    three = last.run(there, rest, fresh=fresh)
+        # And on, if it is not or has failed.
+        broken = on_late & (two.result == RESULTS.unresolved)
+        rest = (stopped & ~chosen) | broken
+        there = last.taken_over(
+            jnp.where(on_late, two.end_log_elapsed, one.end_log_elapsed),
+            _select(on_late, last.booked(two.end.state), last.booked(one.end.state)),
+        )
+        fresh = rest
+        if same:
+            there = _select(stopped & ~chosen, last.adapted(one.end), there)
+            fresh = broken
+        if baton is not None:
+            resumes = (baton.leg == 2) & ~on_first
+            there = _select(resumes, last.adapted(baton.positions[2]), there)
+            rest = rest | resumes
+        return _Handover(two, there, rest, fresh, on_late, broken)
+
+    active, fresh = on_first & ~apart, jnp.asarray(resumed is None)
+    # (Not where every step is kept: the first leg's are few, and would have room for
+    # all that the last may take.)
+    if same and first.plan.save != "steps":
+        one, over, three = _twice(first, begin, active, fresh, on_to_late)
+    else:
+        one = first.run(begin, active, fresh=fresh)
+        over = on_to_late(one, True)
+        three = last.run(over.there, over.rest, fresh=over.fresh)
+    two, rest, on_late = over.two, over.rest, over.on_late
 
     end_of = Baton(
         (one.end, two.end, three.end),
         leg=jnp.where(rest, 2, jnp.where(on_late, 1, 0)),
-        failed=failed | broken,
+        failed=failed | over.broken,
     )
     result = RESULTS.where(
         rest, three.result, RESULTS.where(on_late, two.result, one.result)
     )
     return (one, two, three), end_of, result
+
+
+class _Handover(eqx.Module):
+    # The second leg, and what the third is to begin with.
+    two: Leg
+    there: Position
+    rest: BoolScalar
+    fresh: BoolScalar
+    on_late: BoolScalar
+    broken: BoolScalar
+
+
+def _twice(
+    explicit: Runner,
+    begin: Position,
+    active: BoolScalar,
+    fresh: BoolScalar,
+    on_to_late: Callable[[Leg, BoolScalar], _Handover],
+) -> tuple[Leg, _Handover, Leg]:
+    """The three legs as two rounds of one loop, as the first and the last are by one
+    solver: compiling it twice is what would take longest.
+    """
+
+    def round_(carry: Any, is_first: BoolScalar) -> Any:
+        begin, active, fresh = carry
+        leg = explicit.run(begin, active, fresh=fresh, watching=is_first)
+        # (In the second round over no time at all.)
+        over = on_to_late(leg, is_first)
+        return (over.there, over.rest, over.fresh), (leg, over)
+
+    rounds = jnp.asarray([True, False])
+    _, (legs, overs) = jax.lax.scan(round_, (begin, active, fresh), rounds)
+    one, over = jtu.tree_map(lambda x: x[0], (legs, overs))
+    return one, over, jtu.tree_map(lambda x: x[1], legs)
 
 
 def _select(condition: BoolScalar, a: Any, b: Any) -> Any:

@@ -27,7 +27,7 @@ from ._engine import (
     position_at,
 )
 from ._flow import FlowState
-from ._types import BoolScalar, Scalar
+from ._types import BoolScalar, IntScalar, Scalar
 
 
 _STRETCH = 32  # steps a stretch, if P is small
@@ -87,11 +87,11 @@ def run_stretch(engine: Engine, start: Position, end: Scalar, steps: int) -> Str
 
 
 def unfinished(
-    result: dfx.RESULTS, counts: Counts, steps: int, max_steps: int
+    result: dfx.RESULTS, counts: Counts, steps: int, limit: IntScalar | int
 ) -> BoolScalar:
     """Whether to run one more stretch: the last one only used up its steps."""
     return (result == dfx.RESULTS.max_steps_reached) & (
-        counts.num_steps + steps <= max_steps
+        counts.num_steps + steps <= limit
     )
 
 
@@ -112,13 +112,16 @@ def at_times_between(
     times: Float[Array, " times"],
     *,
     max_steps: int,
+    limit: IntScalar | None = None,
 ) -> Solved:
     """Keeps the states at given readings of a clock that tells the time or, if it does
     not, where u = log(1 + t - t0), part of the state, has given values.
 
     Without dense output that is as accurate as the steps, it steps to the times; the
-    clock must tell them.
+    clock must tell them. `limit`: of the steps, where only running tells it; at most
+    `max_steps`.
     """
+    most = max_steps if limit is None else limit
     fine = interpolates_well(engine.solver)
     tells_time = start.state.log_time is None
     steps = stretch_length(start.state.params, max_steps)
@@ -135,7 +138,7 @@ def at_times_between(
         def goes_on(inner):
             stretch, counts = inner
             return (_reached(stretch) < target) & unfinished(
-                stretch.result, counts, steps, max_steps
+                stretch.result, counts, steps, most
             )
 
         stretch, counts = jax.lax.while_loop(goes_on, body, carry)
