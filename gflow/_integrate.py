@@ -392,8 +392,9 @@ def _doubt(solution: Solution) -> str | None:
         return None
     return (
         f"at {int(path.num_unsure)} of {int(path.num_events)} kinks no velocity was "
-        "found that goes where it is the flow's own, and the fastest was taken: see "
-        "energy_defect for whether this is the gradient flow."
+        "found that goes where it is the flow's own, and the fastest was taken, or the "
+        "flow may have left other kinks sooner: see energy_defect, and compare with a "
+        "solve at a smaller rtol, for whether this is the gradient flow."
     )
 
 

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gflow._inclusion import Pattern
+from gflow._resolve import Resolution
 from gflow.solvers._leaving import first_leaving
+from gflow.solvers._track import Track, logged
 
 
 def search(leaves, begin, end, lingering=True):
@@ -57,3 +60,66 @@ def test_lanes():
     np.testing.assert_allclose(place, [0.4, 1.0, 0.9], atol=1e-9)
     np.testing.assert_array_equal(about, place)
     np.testing.assert_array_equal(cost, [33, 1, 33])
+
+
+def track_and_resolution():
+    zero, false, pins = jnp.asarray(0), jnp.asarray(False), jnp.array([2])
+    one = jnp.ones((1, 2))
+    pattern = Pattern(one > 0, pins, jnp.array([0.5]), one, one, one > 2)
+    found = Resolution(
+        direction=jnp.ones(3),
+        log_slope=jnp.asarray(0.0),
+        branches=one > 0,
+        pins=pins,
+        shares=jnp.array([0.5]),
+        index=pins,
+        multipliers=jnp.array([0.5]),
+        ambiguous=false,
+        consistent=~false,
+        crowded=false,
+        jumps=false,
+    )
+    track = Track(
+        pattern=pattern,
+        jumped=false,
+        stalls=zero,
+        failure=zero,
+        num_events=zero,
+        num_ambiguous=zero,
+        num_unsure=zero,
+        num_in_series=zero,
+        readings=jnp.zeros(4),
+        log_times=jnp.zeros(4),
+        kinks=jnp.zeros(4, int),
+        pins=jnp.zeros(4, int),
+        ambiguous=jnp.zeros(4, bool),
+    )
+    return track, found
+
+
+@pytest.mark.parametrize(
+    "late, event, end, unsure",
+    [
+        (True, True, 2.0, 1),
+        (True, True, 1.0 + 1e-13, 0),  # by no more than a few roundings
+        (False, True, 2.0, 0),
+        (True, False, 2.0, 0),  # it goes on as it was
+    ],
+)
+def test_kinks_that_may_have_been_left_sooner_are_counted(late, event, end, unsure):
+    track, found = track_and_resolution()
+    after = logged(
+        track,
+        track.pattern,
+        found,
+        jnp.asarray(event),
+        jnp.asarray(1),
+        jnp.asarray(False),
+        jnp.asarray(late),
+        jnp.asarray(1.0),
+        jnp.asarray(end),
+        jnp.asarray(1.0),
+        jnp.asarray(0.0),
+    )
+    assert int(after.num_unsure) == unsure
+    assert int(after.num_events) == int(event)

@@ -246,6 +246,8 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         left = jnp.where(jnp.any(gone), before[jnp.argmax(gone)], after[0])
         kink = jnp.where(turn.event, kink, left)
         series = in_series(self.frozen, turn.after)
+        # Where events follow each other closely, the place was not looked for.
+        late = turn.lingered & ~turn.event & (track.stalls > 0)
         log_time = log_time_of(state)
         return logged(
             track,
@@ -254,6 +256,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             turn.turned,
             kink,
             series,
+            late,
             start,
             end,
             length,

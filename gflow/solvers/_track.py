@@ -101,6 +101,7 @@ def logged(
     event: BoolScalar,
     kink: IntScalar,
     series: BoolScalar,
+    late: BoolScalar,
     start: Any,
     end: Any,
     length: Any,
@@ -108,6 +109,7 @@ def logged(
 ) -> Track:
     """The track after a step, or a part of it; with the event, if it ended in one.
 
+    `late`: whether the flow may have left kinks any time since the start of it.
     `length`: of the whole step, as the reading.
     """
     eps = jnp.finfo(end.dtype).eps
@@ -131,7 +133,7 @@ def logged(
         failure=jnp.where(track.failure != 0, track.failure, failure),
         num_events=counted(track.num_events, jnp.asarray(True)),
         num_ambiguous=counted(track.num_ambiguous, found.ambiguous),
-        num_unsure=counted(track.num_unsure, ~found.consistent),
+        num_unsure=counted(track.num_unsure, ~found.consistent | (late & ~still)),
         num_in_series=counted(track.num_in_series, series),
         readings=write(track.readings, end),
         log_times=write(track.log_times, log_time),
