@@ -120,9 +120,7 @@ def _outputs_shape(problem: Problem, params: Params) -> Any:
     given = problem.x.shape if batched else problem.x.shape[1:]
     what = "the batch" if batched else "one example"
     try:
-        outputs = eqx.filter_eval_shape(
-            lambda p, q: predict(q.model(p), q.x), params, problem
-        )
+        outputs = eqx.filter_eval_shape(_predicted, params, problem)
     except Exception as error:
         raise ValueError(
             f"the model cannot be applied to {what} of shape {given}: {error}. A model "
@@ -144,9 +142,23 @@ def _outputs_shape(problem: Problem, params: Params) -> Any:
     return outputs
 
 
+# Compiled functions remember what they have traced: a second solve of problems of the
+# same shape does not trace them again.
+
+
+@eqx.filter_jit
+def _predicted(params: Params, problem: Problem) -> Any:
+    return predict(problem.model(params), problem.x)
+
+
+@eqx.filter_jit
+def _linearised(loss: AbstractLoss, outputs: Any, y: Any) -> Any:
+    return loss.linearise(outputs, y)
+
+
 def _check_loss(loss: AbstractLoss, outputs: Any, y: Any) -> None:
     try:
-        eqx.filter_eval_shape(loss.linearise, outputs, y)
+        eqx.filter_eval_shape(_linearised, loss, outputs, y)
     except ValueError:
         raise
     except Exception as error:

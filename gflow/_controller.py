@@ -31,13 +31,15 @@ class Tolerances(eqx.Module):
 def tolerances(rtol: Any, atol: Any, rows: str | None, params: Params) -> Tolerances:
     """As asked for or, where `rows` is None, as suits the start."""
     dtype = dtype_of(params)
-    if rows is None:
-        norms = [array_norm(leaf).astype(dtype) for leaf in jtu.tree_leaves(params)]
-        tiny = [(norm > 0) & (norm < _TINY) for norm in norms]
-        by_rows = jnp.any(jnp.stack(tiny))
-    else:
-        by_rows = jnp.asarray(rows == "rows")
+    by_rows = _some_tiny(params) if rows is None else jnp.asarray(rows == "rows")
     return Tolerances(jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype), by_rows)
+
+
+@jax.jit
+def _some_tiny(params: Params) -> BoolScalar:
+    dtype = dtype_of(params)
+    norms = [array_norm(leaf).astype(dtype) for leaf in jtu.tree_leaves(params)]
+    return jnp.any(jnp.stack([(norm > 0) & (norm < _TINY) for norm in norms]))
 
 
 class ControllerState(eqx.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ._branches import Taken, UnsupportedKink, evaluate
+from ._branches import UnsupportedKink, evaluate
 from ._flat import flatten, flatten_rows
 from ._norms import array_norm
 from ._problem import AbstractProblem, Gradient, Problem, dtype_of
@@ -281,23 +281,18 @@ def frozen(problem: Problem, params: Params) -> Frozen | None:
 
     Raises `UnsupportedKink` if there are some that cannot be.
     """
+    count, in_series, names = eqx.filter_eval_shape(_found, problem, params)
+    return Frozen(problem, count, in_series, names) if count else None
+
+
+@eqx.filter_jit  # which remembers what it has traced
+def _found(problem: Problem, params: Params) -> tuple[int, bool, tuple[Any, ...]]:
+    """How many kinks an example has, whether one may depend on another, and names."""
     batched = isinstance(problem.static, Batched)
     x, y = problem.x, problem.y
     x, y = (x, y) if batched else (x[0], y[0])
-    seen: list[Taken] = []
-
-    def look(params, x, y):
-        out, taken = evaluate(
-            lambda p, x, y: _example(problem, p, x, y), None, params, x, y
-        )
-        seen.append(taken)
-        return out
-
-    jax.eval_shape(look, params, x, y)
-    (taken,) = seen
-    if taken.count == 0:
-        return None
-    return Frozen(problem, taken.count, taken.in_series, tuple(taken.names))
+    _, taken = evaluate(lambda p, x, y: _example(problem, p, x, y), None, params, x, y)
+    return taken.count, taken.in_series, tuple(taken.names)
 
 
 def has_kinks(problem: Problem, params: Params) -> bool:

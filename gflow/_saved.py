@@ -7,12 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ._frozen import Frozen
 from ._norms import log_norm
 from ._problem import Problem
 from ._solution import RESULTS, Solution
+from ._times import is_concrete
 from ._types import Params
 from .observe import Observer, observe_at, started
 
@@ -93,5 +95,7 @@ def thrown(solution: Solution) -> Solution:
     bad = (solution.result != RESULTS.successful) & (
         solution.result != RESULTS.event_occurred
     )
+    if is_concrete(bad) and not np.any(np.asarray(bad)):
+        return solution
     leaf = solution.result.error_if(solution.log_t_final, bad)
     return eqx.tree_at(lambda s: s.log_t_final, solution, leaf)
