@@ -7,6 +7,9 @@ square loss, Tsit5 in physical time. Both sides evaluate the same full-data grad
 the ratio of their times per gradient is the price of the flow: log domain, Runge-Kutta
 combinations, error norms, energy balance, dense output. Compiled first, the median of
 several interleaved repeats.
+
+Then gflow's own solvers, and what memory a compiled solve needs beside its arguments
+and results, in units of the parameters.
 """
 
 import statistics
@@ -19,6 +22,15 @@ import jax.numpy as jnp
 from _machine import print_machine
 
 import gflow
+
+
+TSIT5 = diffrax.Tsit5()
+SOLVERS = {
+    "Tsit5": TSIT5,
+    "RKC2": gflow.solvers.RKC2(),
+    "RKC3": gflow.solvers.RKC3(),
+    "BDF": gflow.solvers.BDF(),
+}
 
 
 class Net(eqx.Module):
@@ -79,21 +91,24 @@ def euler(model, x, y, count):
     return run
 
 
-def flow(model, x, y, t1, **options):
+def integrated(model, x, y, t1, solver, **options):
+    return gflow.integrate(
+        model,
+        (x, y),
+        gflow.losses.Square(),
+        (0.0, t1),
+        solver=solver,
+        clock=gflow.clocks.Physical(),
+        rtol=1e-6,
+        **options,
+    )
+
+
+def flow(model, x, y, t1, solver=TSIT5, **options):
     """One solve; time per gradient that it reports."""
 
     def solve():
-        sol = gflow.integrate(
-            model,
-            (x, y),
-            gflow.losses.Square(),
-            (0.0, t1),
-            solver=diffrax.Tsit5(),
-            clock=gflow.clocks.Physical(),
-            rtol=1e-6,
-            **options,
-        )
-        return jax.block_until_ready(sol)
+        return jax.block_until_ready(integrated(model, x, y, t1, solver, **options))
 
     solution = solve()
 
@@ -104,6 +119,60 @@ def flow(model, x, y, t1, **options):
         return elapsed / int(solution.stats["num_gradients"])
 
     return run, int(solution.stats["num_gradients"])
+
+
+def medians(runs, repeats=5):
+    """Microseconds of each, interleaved."""
+    times = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run())
+    return {name: 1e6 * statistics.median(values) for name, values in times.items()}
+
+
+def temporaries(model, x, y, t1, solver):
+    """Of a solve that keeps its ends, in parameters; and of one gradient."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    def solve(params):
+        given = eqx.combine(params, static)
+        ends = jnp.array([0.0, t1])
+        return integrated(given, x, y, t1, solver, save_at=ends, throw=False).final
+
+    def gradient(params):
+        return jax.grad(
+            lambda p: jnp.sum((jax.vmap(eqx.combine(p, static))(x) - y) ** 2)
+        )(params)
+
+    compiled = [jax.jit(f).lower(params).compile() for f in (solve, gradient)]
+    unit = size * x.dtype.itemsize
+    return [c.memory_analysis().temp_size_in_bytes / unit for c in compiled]
+
+
+def others():
+    """gflow's own solvers next to Tsit5."""
+    print("\nSolvers by themselves, 2 saved; temporaries in parameters\n")
+    header = (
+        f"{'P':>9} {'n':>5} {'solver':>8} {'gradients':>9} | {'Euler loop':>10} "
+        f"{'flow':>9}  (µs per gradient) | {'/Euler':>6} | {'temporaries':>11} "
+        f"{'of a gradient':>13}"
+    )
+    print(header + "\n" + "-" * len(header))
+    for width, d, n, t1 in ((48, 20, 100, 4.0), (980, 101, 200, 0.05)):
+        model, x, y = problem(width, d, n)
+        size = sum(leaf.size for leaf in jax.tree.leaves(model))
+        ends = jnp.array([0.0, t1])
+        for name, solver in SOLVERS.items():
+            run, count = flow(model, x, y, t1, solver, save_at=ends)
+            us = medians({"euler": euler(model, x, y, max(count, 200)), "flow": run})
+            whole, one = temporaries(model, x, y, t1, solver)
+            print(
+                f"{size:>9} {n:>5} {name:>8} {count:>9} | {us['euler']:>10.1f} "
+                f"{us['flow']:>9.1f}  {'':>17} | {us['flow'] / us['euler']:>6.2f} | "
+                f"{whole:>11.1f} {one:>13.1f}",
+                flush=True,
+            )
 
 
 def main():
@@ -122,6 +191,7 @@ def main():
         (980, 101, 200, 0.05),
         (980, 101, 1000, 0.01),
         (4950, 201, 100, 0.03),
+        (4950, 201, 1000, 0.001),
     ):
         model, x, y = problem(width, d, n)
         size = sum(leaf.size for leaf in jax.tree.leaves(model))
@@ -134,11 +204,7 @@ def main():
             "lean": lean,
             "default": default,
         }
-        times = {name: [] for name in runs}
-        for _ in range(5):
-            for name, run in runs.items():
-                times[name].append(run())
-        us = {name: 1e6 * statistics.median(values) for name, values in times.items()}
+        us = medians(runs)
         print(
             f"{size:>9} {n:>5} {count:>9} | {us['bare']:>9.1f} {us['euler']:>10.1f} "
             f"{us['lean']:>13.1f} {us['default']:>9.1f}  {'':>17} | "
@@ -146,6 +212,8 @@ def main():
             f"{us['default'] / us['bare']:>12.2f}",
             flush=True,
         )
+        jax.clear_caches()
+    others()
 
 
 if __name__ == "__main__":
