@@ -39,7 +39,7 @@ _ROUNDS = 8  # of changing branches where there are more
 _PASSES = 8  # of linearising the gradient in the multipliers of kinks in series
 _SETTLED = 1e-9  # relative change of the velocity at which they end
 _NEAR = 1e-4  # |z| of a kink at zero, of its size, at most
-_DISTINCT = 1e-6  # relative difference of velocities that are two
+_DISTINCT = 1e-6  # relative difference, in any entry, of velocities that are two
 
 
 class Resolution(eqx.Module):
@@ -118,6 +118,7 @@ class _Model(eqx.Module):
     log_slope: Scalar
     alive: Bool[Array, " K"]  # kinks that change the gradient
     weight: Float[Array, " K"]  # w of u = w n: positive at convex kinks
+    terms: Float[Array, " P"]  # what the velocity's entries are sums of, in size
     tiny: Float[Array, " K"]  # speeds of z that are rounding
     broken: BoolScalar
 
@@ -139,11 +140,14 @@ def _model(
     weight = -jnp.sum(jumps * units, axis=1)
     slack = least_of(base)
     # What is rounding is told kink by kink, from the parameters it depends on: neurons
-    # may differ in size by any factor. (What is felt, from the slope in the output.)
+    # may differ in size by any factor. (What is felt, from the slope in the output:
+    # that of a loss with an exponential tail is known to its last digit, however small;
+    # others are differences.)
     terms = jnp.sum(jnp.abs(weight)[:, None] * jnp.abs(units), axis=0)
-    tiny = slack * (jnp.abs(units) @ (jnp.abs(base) + terms))
+    terms = jnp.abs(base) + terms
+    tiny = slack * (jnp.abs(units) @ terms)
     pulls = jnp.linalg.norm(pull.reshape(frozen.num_groups, -1), axis=1)
-    felt = pulls > slack * jnp.max(pulls)
+    felt = pulls > (0 if frozen.problem.is_tailed else slack * jnp.max(pulls))
     group = jnp.minimum(index // frozen.num_kinks, frozen.num_groups - 1)
     real = index < frozen.total
     alive = real & felt[group] & (jnp.abs(weight) > tiny)
@@ -152,7 +156,8 @@ def _model(
     broken = jnp.any(real & (off > 1e-2 * jnp.abs(weight) + slack**0.5 * scale))
     # Without the rounding of larger neurons' parts.
     jumps = -weight[:, None] * units
-    return _Model(base, jumps, units, gradient.log_slope, alive, weight, tiny, broken)
+    slope = gradient.log_slope
+    return _Model(base, jumps, units, slope, alive, weight, terms, tiny, broken)
 
 
 class _Choice(eqx.Module):
@@ -222,18 +227,17 @@ def _choice(
     asked = jnp.any(consistent & along)
     tested = jnp.where(asked, units, 0)
     sure = consistent & (box_is_exact(tested, model.weight, alive & asked) | ~along)
-    speed = jnp.linalg.norm(velocities, axis=1)
-    # What is faster only by rounding comes first.
-    steepest = speed * (1 - 1e-12 * jnp.arange(speed.shape[0], dtype=speed.dtype))
-    steepest = jnp.where(consistent, steepest, -jnp.inf)
-    steepest = jnp.where(jnp.any(consistent), steepest, speed)
-    slowest = jnp.where(sure, -speed, -jnp.inf)
+    faster = _faster(model, shares, velocities)
+    steepest = jnp.where(consistent, faster, -jnp.inf)
+    steepest = jnp.where(jnp.any(consistent), steepest, faster)
+    slowest = jnp.where(sure, -faster, -jnp.inf)
     order = steepest
     if branch == "stay":
         order = jnp.where(jnp.any(sure), slowest, steepest)
     best = jnp.argmax(order)
-    apart = jnp.linalg.norm(velocities - velocities[best][None], axis=1)
-    several = sure & (apart > _DISTINCT * jnp.maximum(speed, speed[best]))
+    apart = jnp.abs((shares - shares[best][None]) @ model.jumps)
+    distinct = max(_DISTINCT, least_of(apart)) * model.terms[None]
+    several = sure & jnp.any(apart > distinct, axis=1)
     return _Choice(
         velocity=velocities[best],
         shares=shares[best],
@@ -241,6 +245,23 @@ def _choice(
         ambiguous=jnp.any(several),
         consistent=consistent[best],
     )
+
+
+def _faster(
+    model: _Model, shares: Float[Array, "rows K"], velocities: Float[Array, "rows P"]
+) -> Float[Array, " rows"]:
+    """By how much the velocities' squared norms exceed the first one's; by nothing if
+    that is rounding.
+
+    Not a difference of norms, in which what a small neuron does is lost next to a large
+    one: ‖a‖² - ‖b‖² = ⟨a - b, a + b⟩, and a - b is zero where the shares agree.
+    """
+    apart = (shares - shares[:1]) @ model.jumps
+    gain = jnp.sum(apart * (velocities + velocities[:1]), axis=1)
+    same = jnp.all(jnp.abs(apart) <= least_of(apart) * model.terms[None], axis=1)
+    # Of those that are as fast, but for rounding, the first.
+    gain = jnp.where(same, 0, gain)
+    return gain - 1e-12 * jnp.arange(gain.shape[0], dtype=gain.dtype) * jnp.abs(gain)
 
 
 def _resolve(

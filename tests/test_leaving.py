@@ -1,10 +1,13 @@
 """The place where a flow can first leave kinks that no multiplier watches."""
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gflow
 from gflow._inclusion import Pattern
 from gflow._resolve import Resolution
 from gflow.solvers._leaving import first_leaving
@@ -123,3 +126,56 @@ def test_kinks_that_may_have_been_left_sooner_are_counted(late, event, end, unsu
     )
     assert int(after.num_unsure) == unsure
     assert int(after.num_events) == int(event)
+
+
+class Idle(eqx.Module):
+    """x ↦ w x₁ - relu(v x₂)."""
+
+    w: jax.Array
+    v: jax.Array
+
+    def __call__(self, x):
+        return self.w * x[0] - jax.nn.relu(self.v * x[1])
+
+
+@pytest.mark.parametrize(
+    "solver, clock, end, within",
+    [
+        (diffrax.Tsit5(), gflow.clocks.LogTime(), 45.0, 1e-6),
+        (gflow.solvers.PrimalDual(), gflow.clocks.LogLogTime(), 1e4, 1e-5),
+    ],
+    ids=["explicit", "late"],
+)
+def test_a_neuron_at_zero_leaves_when_it_pays(solver, clock, end, within):
+    """By how little it pays next to the rest: the margins are 2w - relu(v) and
+    w + relu(e^-K v), so that v leaves zero at w = K, and drives e^-K as fast as w.
+    """
+    gates = np.array([6.0, 20.0, 40.0])
+    y, start = np.array([1.0, -1.0]), 1.0
+
+    @jax.vmap
+    def run(gate):
+        x = jnp.array([[2.0, 1.0], [-1.0, 0.0]]).at[1, 1].set(jnp.exp(-gate))
+        return gflow.integrate(
+            Idle(jnp.asarray(start), jnp.asarray(0.0)),
+            (x, y),
+            gflow.losses.Exponential(),
+            (0.0, gflow.exp(end)),
+            save_at=gflow.exp(np.array([5.0, end])),
+            clock=clock,
+            solver=solver,
+            rtol=1e-8,
+        )
+
+    sol = run(jnp.asarray(gates))
+
+    def log_time(w):  # ∫ dw / (e^-w + 2 e^-2w), up to a constant
+        return np.exp(w) - 2 * np.log(2 + np.exp(w))
+
+    exact = np.log(log_time(gates) - log_time(start))
+    assert np.all(np.asarray(sol.inclusion.num_events) == 1)
+    assert np.all(np.asarray(sol.inclusion.num_unsure) == 0)
+    assert np.all(np.asarray(sol.inclusion.num_ambiguous) == 1)  # it may stay, too
+    np.testing.assert_allclose(sol.inclusion.log_t[:, 0], exact, atol=within)
+    assert np.all(np.asarray(sol.models.v[:, 0]) == 0)
+    assert np.all(np.asarray(sol.models.v[:, 1]) > 0)
