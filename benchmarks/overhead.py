@@ -14,6 +14,7 @@ and results, in units of the parameters.
 
 import statistics
 import time
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -145,9 +146,12 @@ def temporaries(model, x, y, t1, solver):
             lambda p: jnp.sum((jax.vmap(eqx.combine(p, static))(x) - y) ** 2)
         )(params)
 
-    compiled = [jax.jit(f).lower(params).compile() for f in (solve, gradient)]
-    unit = size * x.dtype.itemsize
-    return [c.memory_analysis().temp_size_in_bytes / unit for c in compiled]
+    def of(function):
+        compiled: Any = jax.jit(function).lower(params).compile()
+        number = compiled.memory_analysis().temp_size_in_bytes
+        return number / (size * x.dtype.itemsize)
+
+    return of(solve), of(gradient)
 
 
 def others():

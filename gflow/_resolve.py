@@ -27,7 +27,7 @@ from ._frozen import Frozen
 from ._inclusion import Pattern, by_number, least_of, mark, unit_rows, with_shares
 from ._lanes import where_due
 from ._patterns import box_is_exact
-from ._types import BoolScalar, Params, Scalar
+from ._types import BoolScalar, IntScalar, Params, Scalar
 
 
 # Kinks at zero for which there is a program of its own, which takes a quarter of the
@@ -121,6 +121,11 @@ class _Model(eqx.Module):
     terms: Float[Array, " P"]  # what the velocity's entries are sums of, in size
     tiny: Float[Array, " K"]  # speeds of z that are rounding
     broken: BoolScalar
+    # Whether slopes in the outputs are known to their last digits, however small: of
+    # losses with an exponential tail. Others are differences, and where the data are
+    # fitted their signs are the solver's errors; neurons that are small next to others
+    # would follow every change of them.
+    sharp: bool = eqx.field(static=True)
 
     def velocity(self, shares: Float[Array, " K"]) -> Float[Array, " P"]:
         return self.base + shares @ self.jumps
@@ -140,14 +145,13 @@ def _model(
     weight = -jnp.sum(jumps * units, axis=1)
     slack = least_of(base)
     # What is rounding is told kink by kink, from the parameters it depends on: neurons
-    # may differ in size by any factor. (What is felt, from the slope in the output:
-    # that of a loss with an exponential tail is known to its last digit, however small;
-    # others are differences.)
+    # may differ in size by any factor. (What is felt, from the slope in the output.)
     terms = jnp.sum(jnp.abs(weight)[:, None] * jnp.abs(units), axis=0)
     terms = jnp.abs(base) + terms
     tiny = slack * (jnp.abs(units) @ terms)
     pulls = jnp.linalg.norm(pull.reshape(frozen.num_groups, -1), axis=1)
-    felt = pulls > (0 if frozen.problem.is_tailed else slack * jnp.max(pulls))
+    sharp = frozen.problem.is_tailed
+    felt = pulls > (0 if sharp else slack * jnp.max(pulls))
     group = jnp.minimum(index // frozen.num_kinks, frozen.num_groups - 1)
     real = index < frozen.total
     alive = real & felt[group] & (jnp.abs(weight) > tiny)
@@ -157,7 +161,7 @@ def _model(
     # Without the rounding of larger neurons' parts.
     jumps = -weight[:, None] * units
     slope = gradient.log_slope
-    return _Model(base, jumps, units, slope, alive, weight, terms, tiny, broken)
+    return _Model(base, jumps, units, slope, alive, weight, terms, tiny, broken, sharp)
 
 
 class _Choice(eqx.Module):
@@ -228,16 +232,17 @@ def _choice(
     tested = jnp.where(asked, units, 0)
     sure = consistent & (box_is_exact(tested, model.weight, alive & asked) | ~along)
     faster = _faster(model, shares, velocities)
+    slowest = jnp.where(sure, -faster, -jnp.inf)
+    # What is faster only by rounding comes first.
+    number = jnp.arange(faster.shape[0], dtype=faster.dtype)
+    faster = faster - 1e-12 * number * jnp.abs(faster)
     steepest = jnp.where(consistent, faster, -jnp.inf)
     steepest = jnp.where(jnp.any(consistent), steepest, faster)
-    slowest = jnp.where(sure, -faster, -jnp.inf)
     order = steepest
     if branch == "stay":
         order = jnp.where(jnp.any(sure), slowest, steepest)
     best = jnp.argmax(order)
-    apart = jnp.abs((shares - shares[best][None]) @ model.jumps)
-    distinct = max(_DISTINCT, least_of(apart)) * model.terms[None]
-    several = sure & jnp.any(apart > distinct, axis=1)
+    several = sure & _distinct(model, shares, velocities, best)
     return _Choice(
         velocity=velocities[best],
         shares=shares[best],
@@ -250,18 +255,34 @@ def _choice(
 def _faster(
     model: _Model, shares: Float[Array, "rows K"], velocities: Float[Array, "rows P"]
 ) -> Float[Array, " rows"]:
-    """By how much the velocities' squared norms exceed the first one's; by nothing if
-    that is rounding.
+    """What grows with the velocities' norms.
 
-    Not a difference of norms, in which what a small neuron does is lost next to a large
-    one: ‖a‖² - ‖b‖² = ⟨a - b, a + b⟩, and a - b is zero where the shares agree.
+    If slopes are sharp, by how much their squares exceed the first one's, or zero if
+    that is rounding: in norms what a small neuron does is lost next to a large one, but
+    ‖a‖² - ‖b‖² = ⟨a - b, a + b⟩, and a - b is zero where the shares agree.
     """
+    if not model.sharp:
+        return jnp.linalg.norm(velocities, axis=1)
     apart = (shares - shares[:1]) @ model.jumps
     gain = jnp.sum(apart * (velocities + velocities[:1]), axis=1)
     same = jnp.all(jnp.abs(apart) <= least_of(apart) * model.terms[None], axis=1)
-    # Of those that are as fast, but for rounding, the first.
-    gain = jnp.where(same, 0, gain)
-    return gain - 1e-12 * jnp.arange(gain.shape[0], dtype=gain.dtype) * jnp.abs(gain)
+    return jnp.where(same, 0, gain)
+
+
+def _distinct(
+    model: _Model,
+    shares: Float[Array, "rows K"],
+    velocities: Float[Array, "rows P"],
+    best: IntScalar,
+) -> Bool[Array, " rows"]:
+    """Which velocities are not the best one; if slopes are sharp, in any entry."""
+    least = max(_DISTINCT, least_of(velocities))
+    if model.sharp:
+        apart = jnp.abs((shares - shares[best][None]) @ model.jumps)
+        return jnp.any(apart > least * model.terms[None], axis=1)
+    speed = jnp.linalg.norm(velocities, axis=1)
+    apart = jnp.linalg.norm(velocities - velocities[best][None], axis=1)
+    return apart > least * jnp.maximum(speed, speed[best])
 
 
 def _resolve(
