@@ -170,7 +170,8 @@ class Runner(eqx.Module):
 
     def _kept(self, start: Position, end: Scalar, watching: BoolScalar) -> Solved:
         plan, times, engine = self.plan, self.times, self.engine
-        most, limit = plan.max_steps, None
+        most = plan.max_steps
+        limit: Any = most
         if self.watching:
             engine = eqx.tree_at(
                 lambda e: e.event, engine, watched(engine.event, watching)
@@ -178,7 +179,7 @@ class Runner(eqx.Module):
             limit = jnp.where(watching, min(most, PATIENCE), most)
         # Diffrax saves up to where a step would have gone that a kink cut short.
         at_once = self.route.tells_time and not isinstance(engine.solver, Filippov)
-        if plan.save == "given" and at_once and limit is None:
+        if plan.save == "given" and at_once and not self.watching:
             targets = jnp.clip(times.save_targets, start.reading, end)
             return at_times(engine, start, end, targets, max_steps=most)
         if plan.save == "given":

@@ -77,7 +77,7 @@ def at_steps(
     capacity: int,
     points_per_step: int,
     max_steps: int,
-    limit: IntScalar | None = None,
+    limit: IntScalar | int,
     horizon: Scalar | None = None,
 ) -> Solved:
     """Keeps the solver's points, dense where the solution moves.
@@ -87,7 +87,7 @@ def at_steps(
     interval of μ = ∫‖dW‖/‖W‖ + 0.3 log(1 + u), u = log(1 + t - t0), and the intervals
     grow so that half of the capacity is free again. `horizon` is the value of u at the
     end, for a clock that does not tell the time (the progress meter wants it); `limit`
-    of the steps where only running tells it, at most `max_steps`.
+    of the steps, at most `max_steps`, need not be known before it runs.
     """
     steps = stretch_length(start.state.params, max_steps)
     # One stretch must fit into the half of the slots that thinning frees.
@@ -154,7 +154,7 @@ def at_steps(
 
     def goes_on(carry):
         _, _, counts, result, _ = carry
-        return unfinished(result, counts, steps, max_steps if limit is None else limit)
+        return unfinished(result, counts, steps, limit)
 
     empty = _Kept(
         readings=jnp.full((capacity,), jnp.inf, end.dtype),

@@ -112,16 +112,15 @@ def at_times_between(
     times: Float[Array, " times"],
     *,
     max_steps: int,
-    limit: IntScalar | None = None,
+    limit: IntScalar | int,
 ) -> Solved:
     """Keeps the states at given readings of a clock that tells the time or, if it does
     not, where u = log(1 + t - t0), part of the state, has given values.
 
     Without dense output that is as accurate as the steps, it steps to the times; the
-    clock must tell them. `limit`: of the steps, where only running tells it; at most
-    `max_steps`.
+    clock must tell them. `limit`: of the steps, at most `max_steps`; it need not
+    be known before it runs.
     """
-    most = max_steps if limit is None else limit
     fine = interpolates_well(engine.solver)
     tells_time = start.state.log_time is None
     steps = stretch_length(start.state.params, max_steps)
@@ -138,7 +137,7 @@ def at_times_between(
         def goes_on(inner):
             stretch, counts = inner
             return (_reached(stretch) < target) & unfinished(
-                stretch.result, counts, steps, most
+                stretch.result, counts, steps, limit
             )
 
         stretch, counts = jax.lax.while_loop(goes_on, body, carry)
