@@ -105,6 +105,7 @@ def implicit(solver):
             return Run(0, 0.0, None, DENSE)
         calls = {"fields": 0, "jacobians": 0}
         field = counting(flow.velocity(), calls)
+        begin, atol = jnp.asarray(flow.start), floor(flow, rtol)
         # A step costs 2 P gradients and a few.
         max_steps = max(most // (2 * flow.size), 1)
 
@@ -116,10 +117,10 @@ def implicit(solver):
                 0.0,
                 flow.end,
                 None,
-                jnp.asarray(flow.start),
+                begin,
                 saveat=diffrax.SaveAt(ts=jnp.asarray(flow.times)),
                 stepsize_controller=diffrax.ClipStepSizeController(
-                    diffrax.PIDController(rtol=rtol, atol=floor(flow, rtol)),
+                    diffrax.PIDController(rtol=rtol, atol=atol),
                     step_ts=jnp.asarray(flow.times),
                 ),
                 max_steps=max_steps,

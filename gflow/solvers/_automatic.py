@@ -278,6 +278,7 @@ def _history(trial: _Trial, h: Scalar, y0: Any) -> BDFState:
         curvature=state.curvature,
         stale=jnp.ones_like(state.stale),
         rate=jnp.ones_like(state.rate),
+        renewed_rate=jnp.zeros_like(state.rate),
         num_gradients=state.num_gradients,
         num_jacobians=state.num_jacobians,
     )

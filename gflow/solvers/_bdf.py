@@ -40,6 +40,9 @@ _MANY = 3
 # which magnify it: on a tanh network at rtol 1e-8 a third of the steps was rejected and
 # none got longer.
 _SLOW = 0.2
+# But only where log(1/rate) has fallen to this part of what it was when the curvature
+# was new: of large models it is known in a few directions, and no newer one is better.
+_WORSE = 0.7
 
 
 class BDFState(eqx.Module):
@@ -55,6 +58,7 @@ class BDFState(eqx.Module):
     curvature: Curvature
     stale: BoolScalar
     rate: Scalar  # of convergence, on the last step
+    renewed_rate: Scalar  # when the curvature was new, or 0
     # Vector fields evaluated so far, on steps that were kept, with the Jacobians.
     num_gradients: IntScalar
     num_jacobians: IntScalar
@@ -146,6 +150,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             curvature=blank,
             stale=jnp.asarray(field is not None),
             rate=jnp.ones((), dtype),
+            renewed_rate=jnp.zeros((), dtype),
             num_gradients=whole + 1,
             num_jacobians=whole,
         )
@@ -221,6 +226,9 @@ class BDF(dfx.AbstractAdaptiveSolver):
         )
 
         slow = (found.iterations >= _MANY) | (found.rate > _SLOW)
+        before = jnp.where(tried.fresh, 0, state.renewed_rate)
+        slow = slow & ~tried.fresh & (found.rate > before**_WORSE)
+        measured = (before == 0) & (found.iterations > 1)
         field = _field(args)
         each = 0 if field is None else cost(field, y0.params)
         gradients = tried.iterations + each * tried.renewed
@@ -233,8 +241,9 @@ class BDF(dfx.AbstractAdaptiveSolver):
             num_points=jnp.minimum(state.num_points + 1, past.NUM_PAST),
             order=choice.order,
             curvature=tried.curvature,
-            stale=slow & ~tried.fresh,
+            stale=slow,
             rate=found.rate,
+            renewed_rate=jnp.where(measured, found.rate, before),
             num_gradients=state.num_gradients + gradients,
             num_jacobians=state.num_jacobians + tried.renewed,
         )
