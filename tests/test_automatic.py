@@ -142,6 +142,7 @@ def test_a_stiff_flow(regression):  # noqa: F811
     assert "Tsit5 from the start" in str(sol.switches)
 
 
+@pytest.mark.slow
 def test_lanes_of_vmap_are_single_solves(regression):  # noqa: F811
     model, data, _ = regression
     ends, rtols = jnp.array([0.1, SPAN]), jnp.array([1e-4, 1e-5])

@@ -230,6 +230,7 @@ def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):  # noqa: 
     assert counted == int(whole.stats["num_gradients"])
 
 
+@pytest.mark.slow
 def test_a_clock_that_does_not_tell_the_time():
     """Alpha and three classes, against Tsit5 in log time.
 

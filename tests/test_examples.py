@@ -18,7 +18,16 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+SLOW = {"step_sizes"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in EXAMPLES
+    ],
+)
 def test_example(name, tmp_path):
     script = ROOT / "examples" / f"{name}.py"
     run = subprocess.run(

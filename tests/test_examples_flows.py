@@ -5,6 +5,7 @@ import pytest
 from .test_examples_late import numbers, printed_by
 
 
+@pytest.mark.slow
 def test_normalised_flows(tmp_path, monkeypatch):
     # Compiling takes all the time.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -61,6 +61,7 @@ def numbers(pattern, text):
     ]
 
 
+@pytest.mark.slow
 def test_growth_rates(tmp_path):
     text = printed_by("growth_rates", ["growth.png", "rates.png"], tmp_path)
     # K, steps, log t, product, layer norm, deviation, deviation with K² for K.

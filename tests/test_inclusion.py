@@ -227,7 +227,7 @@ def smoothed(w, a, x, y, loss, end, width=1e-8):
     ("n", "d", "m", "loss", "end"),
     [
         (5, 2, 3, Square(), 3.0),
-        (20, 4, 6, Logistic(), 2.0),
+        pytest.param(20, 4, 6, Logistic(), 2.0, marks=pytest.mark.slow),
     ],
 )
 def test_random_networks(n, d, m, loss, end):

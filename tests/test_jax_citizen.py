@@ -373,7 +373,11 @@ def test_event_that_never_happens():
 
 @pytest.mark.parametrize(
     "clock, save",
-    [(LogTime(), None), (Physical(), "given"), (Alpha(), "given")],
+    [
+        (LogTime(), None),
+        (Physical(), "given"),
+        pytest.param(Alpha(), "given", marks=pytest.mark.slow),
+    ],
     ids=repr,
 )
 def test_resumed_solve_repeats_the_uninterrupted_one(clock, save):

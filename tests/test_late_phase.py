@@ -197,10 +197,10 @@ def test_saved_states_are_consistent_with_their_own_gradient():
 
 
 LOSSES = [
-    Exponential(reduction="mean"),
+    pytest.param(Exponential(reduction="mean"), marks=pytest.mark.slow),
     Logistic(),
     CrossEntropy(),
-    MulticlassExponential(),
+    pytest.param(MulticlassExponential(), marks=pytest.mark.slow),
 ]
 
 
@@ -231,6 +231,7 @@ def test_every_tailed_loss(loss):
     np.testing.assert_allclose(late.log_loss[-1], reference.log_loss[-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_balancedness_is_conserved():
     model = gflow.nn.DeepLinear([4, 5, 5, "scalar"], key=jax.random.key(1), dtype=float)
     x, y = gflow.data.iris().x[:100], None
@@ -249,6 +250,7 @@ def test_balancedness_is_conserved():
     assert float(sol.log_norm[-1]) > 2
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     """Lanes that hand over at different times, on different data."""
     lanes = [instance(0), instance(1)]
@@ -314,6 +316,7 @@ def test_resumes_bit_for_bit():
     assert sum(int(one.stats["num_gradients"]) for one in whole.parts) + 1 == counted
 
 
+@pytest.mark.slow
 def test_goes_back_if_the_late_phase_fails(monkeypatch):
     """A tolerance that no stage meets: the explicit solver goes on."""
     monkeypatch.setattr("gflow.solvers._stage._DUAL_TOLERANCE", -1.0)
@@ -352,6 +355,7 @@ def test_goes_back_if_the_late_phase_fails(monkeypatch):
     assert float(again.log_t_final) == pytest.approx(310.0)
 
 
+@pytest.mark.slow
 def test_few_supporting_examples_are_enough():
     """Newton's matrix for 8 of 20 examples: the same curve as with all of them."""
     model, data = cubic(0)
@@ -420,6 +424,7 @@ def test_log_norm_clock_is_the_same_curve():
     assert sol.result in (gflow.RESULTS.unresolved, gflow.RESULTS.successful)
 
 
+@pytest.mark.slow
 def test_infinity():
     """t1 = ∞ integrates to log t = 1e8 and finds the limit from there."""
     draw = rng(1)

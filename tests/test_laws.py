@@ -226,6 +226,7 @@ class Hat(eqx.Module):
         return x * square * (1 - f)
 
 
+@pytest.mark.slow
 def test_the_path_on_the_mexican_hat_has_no_limit_in_sight():
     start = jnp.array([0.02, 0.0, np.sqrt(1 - 0.02**2)])
     data = (np.ones(1), np.ones(1))

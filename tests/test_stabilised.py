@@ -387,6 +387,7 @@ def test_integrate(regression, clock):
     assert np.max(np.abs(tight.energy_defect)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):
     model, data, _ = regression
     loss = gflow.losses.Square()
@@ -412,6 +413,7 @@ def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):
     assert counted == int(whole.stats["num_gradients"])
 
 
+@pytest.mark.slow
 def test_alpha_clock_in_lanes():
     """A clock that does not tell the time; vmapped; against the default solver."""
     x = jnp.array([[1.0, 0.5], [0.2, 1.0], [-1.0, -0.3]])
