@@ -138,36 +138,52 @@ class Idle(eqx.Module):
         return self.w * x[0] - jax.nn.relu(self.v * x[1])
 
 
+WIDE = (6.0, 20.0, 40.0)
+PRIMAL_DUAL = gflow.solvers.PrimalDual()
+
+
 @pytest.mark.parametrize(
-    "solver, clock, end, within",
+    "solver, clock, end, gates, dtype, rtol, within",
     [
-        (diffrax.Tsit5(), gflow.clocks.LogTime(), 45.0, 1e-6),
-        (gflow.solvers.PrimalDual(), gflow.clocks.LogLogTime(), 1e4, 1e-5),
+        (diffrax.Tsit5(), gflow.clocks.LogTime(), 45.0, WIDE, float, 1e-8, 1e-6),
+        (PRIMAL_DUAL, gflow.clocks.LogLogTime(), 1e4, WIDE, float, 1e-8, 1e-5),
+        pytest.param(
+            diffrax.Tsit5(),
+            gflow.clocks.LogTime(),
+            13.0,
+            (6.0, 8.0, 10.0),
+            jnp.float32,
+            1e-5,
+            1e-4,
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["explicit", "late"],
+    ids=["explicit", "late", "float32"],
 )
-def test_a_neuron_at_zero_leaves_when_it_pays(solver, clock, end, within):
+def test_a_neuron_at_zero_leaves_when_it_pays(
+    solver, clock, end, gates, dtype, rtol, within
+):
     """By how little it pays next to the rest: the margins are 2w - relu(v) and
     w + relu(e^-K v), so that v leaves zero at w = K, and drives e^-K as fast as w.
     """
-    gates = np.array([6.0, 20.0, 40.0])
-    y, start = np.array([1.0, -1.0]), 1.0
+    gates = np.array(gates)
+    y, start = jnp.array([1.0, -1.0], dtype), 1.0
 
     @jax.vmap
     def run(gate):
-        x = jnp.array([[2.0, 1.0], [-1.0, 0.0]]).at[1, 1].set(jnp.exp(-gate))
+        x = jnp.array([[2.0, 1.0], [-1.0, 0.0]], dtype).at[1, 1].set(jnp.exp(-gate))
         return gflow.integrate(
-            Idle(jnp.asarray(start), jnp.asarray(0.0)),
+            Idle(jnp.asarray(start, dtype), jnp.asarray(0.0, dtype)),
             (x, y),
             gflow.losses.Exponential(),
             (0.0, gflow.exp(end)),
             save_at=gflow.exp(np.array([5.0, end])),
             clock=clock,
             solver=solver,
-            rtol=1e-8,
+            rtol=rtol,
         )
 
-    sol = run(jnp.asarray(gates))
+    sol = run(jnp.asarray(gates, dtype))
 
     def log_time(w):  # ∫ dw / (e^-w + 2 e^-2w), up to a constant
         return np.exp(w) - 2 * np.log(2 + np.exp(w))
