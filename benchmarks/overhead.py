@@ -31,6 +31,7 @@ SOLVERS = {
     "RKC2": gflow.solvers.RKC2(),
     "RKC3": gflow.solvers.RKC3(),
     "BDF": gflow.solvers.BDF(),
+    "default": None,
 }
 
 
@@ -155,7 +156,7 @@ def temporaries(model, x, y, t1, solver):
 
 
 def others():
-    """gflow's own solvers next to Tsit5."""
+    """gflow's own solvers, and the one it chooses, next to Tsit5."""
     print("\nSolvers by themselves, 2 saved; temporaries in parameters\n")
     header = (
         f"{'P':>9} {'n':>5} {'solver':>8} {'gradients':>9} | {'Euler loop':>10} "

@@ -72,6 +72,55 @@ def where_due(
     return alone(jnp.asarray(due), arrays)
 
 
+def either(condition: BoolScalar, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """`yes()` where the condition holds and `no()` elsewhere, both of arrays alone.
+
+    Under `vmap` what no lane needs is not evaluated, and what some need is for all.
+    """
+    converted = [eqx.filter_closure_convert(_strong(one)) for one in (yes, no)]
+    arrays, static = eqx.partition(converted, eqx.is_array)
+
+    def run(which: int) -> Callable[[Any], Any]:
+        return lambda arrays: eqx.combine(arrays, static)[which]()
+
+    @jax.custom_batching.custom_vmap
+    def chosen(condition, arrays):
+        return jax.lax.cond(condition, run(0), run(1), arrays)
+
+    @chosen.def_vmap
+    def _(axis_size, in_batched, condition, arrays):
+        axes = jtu.tree_map(lambda batched: 0 if batched else None, in_batched[1])
+        condition = jnp.broadcast_to(condition, (axis_size,))
+
+        def where_any(needed: Any, which: int) -> Any:
+            whole = jax.vmap(run(which), in_axes=(axes,), axis_size=axis_size)
+            shapes = jax.eval_shape(whole, arrays)
+            blank = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return jax.lax.cond(anywhere(needed), lambda: whole(arrays), lambda: blank)
+
+        out = jtu.tree_map(
+            functools.partial(_select, condition),
+            where_any(condition, 0),
+            where_any(~condition, 1),
+        )
+        return out, jtu.tree_map(lambda _: True, out)
+
+    return chosen(jnp.asarray(condition), arrays)
+
+
+def _strong(function: Callable[[], Any]) -> Callable[[], Any]:
+    # The two sides of `cond` may not differ in weak types.
+    def strong(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(x.dtype)
+
+    return lambda: jtu.tree_map(strong, function())
+
+
+def _select(due: Any, new: Array, old: Array) -> Array:
+    return jnp.where(due.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+
 def _one_by_one(alone: Any, due: Any, arrays: Any, axes: Any, old: Any) -> Any:
     (lanes,) = jnp.nonzero(due, size=due.shape[0], fill_value=0)
     number = jnp.sum(due)
@@ -100,11 +149,8 @@ def _one_by_one(alone: Any, due: Any, arrays: Any, axes: Any, old: Any) -> Any:
 
 
 def _all_at_once(compute: Any, due: Any, arrays: Any, axes: Any, old: Any) -> Any:
-    def select(new: Array, old: Array) -> Array:
-        return jnp.where(due.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-
     def renewed() -> Any:
         new = jax.vmap(compute, in_axes=(axes,), axis_size=due.shape[0])(arrays)
-        return jtu.tree_map(select, new, old)
+        return jtu.tree_map(functools.partial(_select, due), new, old)
 
     return jax.lax.cond(anywhere(due), renewed, lambda: old)

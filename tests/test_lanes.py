@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gflow._lanes import where_due
+from gflow._lanes import either, where_due
 
 
 X = jnp.arange(1.0, 7.0).reshape(6, 1)
@@ -80,4 +80,56 @@ def test_derivative():
 
     _, slope = jax.jvp(f, (X,), (jnp.ones_like(X),))
     exact = jnp.where(DUE[:, None], 2 * jnp.cos(2 * X), 2 * X)
+    np.testing.assert_allclose(slope, exact, rtol=1e-14)
+
+
+def one_or_other(condition, x, calls):
+    def counted(name, y):
+        jax.debug.callback(lambda: calls.append(name))
+        return y
+
+    # Of weak type on one side.
+    return either(
+        condition,
+        lambda: (counted("yes", x * SHARED), 1.0),
+        lambda: (counted("no", x - SHARED), SHARED[0]),
+    )
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_either_alone(due):
+    calls = []
+    x, y = jax.jit(lambda d: one_or_other(d, X[0], calls))(jnp.asarray(due))
+    jax.effects_barrier()
+    assert x == (2.0 if due else -1.0) and y == (1.0 if due else 2.0)
+    assert calls == ["yes" if due else "no"]
+
+
+@pytest.mark.parametrize("due", [DUE, DUE | True, DUE & False])
+def test_either_in_lanes(due):
+    exact = jnp.where(due[:, None], 2 * X, X - 2)
+    calls = []
+    x, y = jax.jit(jax.vmap(lambda d, x: one_or_other(d, x, calls)))(due, X)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(x, exact)
+    np.testing.assert_array_equal(y, jnp.where(due, 1.0, 2.0))
+    # Each side if any lane needs it.
+    assert calls.count("yes") == bool(np.any(due))
+    assert calls.count("no") == bool(np.any(~due))
+    # And under a second `vmap`, over both or over one of them.
+    twice = jax.vmap(jax.vmap(lambda d, x: one_or_other(d, x, calls)[0]))
+    x = twice(due.reshape(2, 3), X.reshape(2, 3, 1))
+    np.testing.assert_array_equal(x.reshape(6, 1), exact)
+    outer = jax.vmap(lambda d: jax.vmap(lambda z: one_or_other(d, z, calls)[0])(X))
+    x = outer(due)
+    np.testing.assert_array_equal(x, jnp.where(due[:, None, None], 2 * X, X - 2))
+
+
+def test_derivative_of_either():
+    def f(x):
+        where = jax.vmap(lambda d, z: either(d, lambda: jnp.sin(z), lambda: z**2))
+        return where(DUE, x)
+
+    _, slope = jax.jvp(f, (X,), (jnp.ones_like(X),))
+    exact = jnp.where(DUE[:, None], jnp.cos(X), 2 * X)
     np.testing.assert_allclose(slope, exact, rtol=1e-14)

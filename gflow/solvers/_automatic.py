@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from .._flat import Form, flatten
 from .._flow import FlowState
-from .._lanes import anywhere
+from .._lanes import anywhere, either
 from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
 from ._bdf import BDF, BDFState, _integrated, _num_coupled
@@ -130,7 +130,7 @@ class Automatic(dfx.AbstractAdaptiveSolver):
         monitor = state.monitor
         tolerance = Tolerance(self.rtol, self.atol, self.by_rows)
         given = (terms, t0, t1, y0, args, made_jump)
-        trial = _either(
+        trial = either(
             monitor.is_implicit,
             lambda: _implicit_step(self.implicit, tolerance, *given, state),
             lambda: _explicit_step(self.explicit, tolerance, *given, state),
@@ -282,19 +282,6 @@ def _history(trial: _Trial, h: Scalar, y0: Any) -> BDFState:
         num_gradients=state.num_gradients,
         num_jacobians=state.num_jacobians,
     )
-
-
-def _either(condition: BoolScalar, yes: Callable, no: Callable) -> Any:
-    """`yes()` where the condition holds and `no()` elsewhere; under `vmap` what no lane
-    needs is not evaluated.
-    """
-
-    def blank() -> Any:
-        return jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(yes))
-
-    one = jax.lax.cond(anywhere(condition), yes, blank)
-    other = jax.lax.cond(anywhere(~condition), no, blank)
-    return jtu.tree_map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def _scaled(error: Any, factor: Scalar) -> Any:
