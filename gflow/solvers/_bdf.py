@@ -18,7 +18,7 @@ from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
 from ._bill import billed
 from ._chord import Found, solve
-from ._curvature import Curvature, cost, gauss_newton, no_curvature
+from ._curvature import Curvature, cost, gauss_newton, is_large, no_curvature
 from ._order import SAFETY, choose
 from ._tolerance import Tolerance
 
@@ -40,8 +40,9 @@ _MANY = 3
 # which magnify it: on a tanh network at rtol 1e-8 a third of the steps was rejected and
 # none got longer.
 _SLOW = 0.2
-# But only where log(1/rate) has fallen to this part of what it was when the curvature
-# was new: of large models it is known in a few directions, and no newer one is better.
+# Of large models it is known in a few directions, and where these are too few no newer
+# one is better: there log(1/rate) has to have fallen to this part of what it was when
+# the curvature was new.
 _WORSE = 0.7
 
 
@@ -227,9 +228,10 @@ class BDF(dfx.AbstractAdaptiveSolver):
 
         slow = (found.iterations >= _MANY) | (found.rate > _SLOW)
         before = jnp.where(tried.fresh, 0, state.renewed_rate)
-        slow = slow & ~tried.fresh & (found.rate > before**_WORSE)
         measured = (before == 0) & (found.iterations > 1)
         field = _field(args)
+        if field is not None and is_large(field, y0.params):
+            slow = slow & (found.rate > before**_WORSE)
         each = 0 if field is None else cost(field, y0.params)
         gradients = tried.iterations + each * tried.renewed
         first = state.num_points == 1
@@ -241,7 +243,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             num_points=jnp.minimum(state.num_points + 1, past.NUM_PAST),
             order=choice.order,
             curvature=tried.curvature,
-            stale=slow,
+            stale=slow & ~tried.fresh,
             rate=found.rate,
             renewed_rate=jnp.where(measured, found.rate, before),
             num_gradients=state.num_gradients + gradients,

@@ -51,7 +51,7 @@ class Curvature(eqx.Module):
 def no_curvature(field: FlowField | None, params: Params, like: Array) -> Curvature:
     """Zero, with room for what `gauss_newton` returns."""
     number = 0 if field is None else num_rows(field, params)
-    short = field is not None and _is_large(field, params)
+    short = field is not None and is_large(field, params)
     dtype = jnp.float32 if short else like.dtype
     shape = (number, like.shape[0])
     return Curvature(jnp.zeros(shape, dtype), jnp.zeros((number,), like.dtype))
@@ -86,7 +86,7 @@ def gauss_newton(field: FlowField, reading: Scalar, state: FlowState) -> Curvatu
     slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
     root = _root((slopes + slopes.T) / 2)
     jacobian = _jacobian(problem, params)
-    if _is_large(field, params):
+    if is_large(field, params):
         # Single precision will do to precondition, at half the cost.
         jacobian = [leaf.astype(jnp.float32) for leaf in jacobian]
     gram = sum(_product(leaf, leaf.T) for leaf in jacobian)
@@ -148,7 +148,7 @@ def num_rows(field: FlowField, params: Params) -> int:
     return min(number, max(_LEAST_KEPT, _NUMBERS_KEPT // _size(params)))
 
 
-def _is_large(field: FlowField, params: Params) -> bool:
+def is_large(field: FlowField, params: Params) -> bool:
     """Whether not all eigenvalues are kept."""
     number = int(np.prod(_shape_of_outputs(field.field.problem, params)))
     return num_rows(field, params) < number
