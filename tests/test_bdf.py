@@ -270,3 +270,42 @@ def test_float32():
     assert sol.final.layers[0].weight.dtype == jnp.float32
     assert np.max(np.abs(sol.energy_defect)) < 5e-3
     assert int(sol.stats["num_gradients"]) < 300
+
+
+class Wide(eqx.Module):
+    """x ↦ ⟨v, tanh(U x)⟩."""
+
+    u: jax.Array
+    v: jax.Array
+
+    def __call__(self, x):
+        return self.v @ jnp.tanh(self.u @ x)
+
+
+def test_curvature_of_large_models_is_renewed_rarely(monkeypatch):
+    """Four of twenty eigenvalues are kept, so that convergence is slow and stays so:
+    renewed wherever it is, as of small models, the curvature is 62 times here.
+    """
+    one = 100_000
+    monkeypatch.setattr("gflow.solvers._curvature._NUMBERS_KEPT", 0)
+    monkeypatch.setattr("gflow.solvers._curvature._LEAST_KEPT", 4)
+    monkeypatch.setattr("gflow.solvers._bdf.cost", lambda *_: one)
+    draw = rng(0)
+    x, y = draw.normal(size=(20, 5)), draw.normal(size=20)
+    model = Wide(
+        jnp.asarray(draw.normal(size=(30, 5))), jnp.asarray(draw.normal(size=30) / 5)
+    )
+    sol = gflow.integrate(
+        model,
+        (x, y),
+        SQUARE,
+        (0.0, 20.0),
+        clock=gflow.clocks.Physical(),
+        solver=BDF(),
+        rtol=1e-6,
+        save_at=[20.0],
+    )
+    renewed, gradients = divmod(int(sol.stats["num_gradients"]), one)
+    assert 1 <= renewed <= 8
+    assert gradients < 700
+    assert np.max(np.abs(sol.energy_defect)) < 1e-6

@@ -96,7 +96,7 @@ def gauss_newton(field: FlowField, reading: Scalar, state: FlowState) -> Curvatu
     squares = jnp.maximum(squares[-kept:], 0)
     sizes = jnp.sqrt(squares)[:, None]
     # Of unit norm, or zero where nothing is known.
-    known = sizes > jnp.sqrt(jnp.finfo(jacobian[0].dtype).eps) * sizes[-1:]
+    known = sizes > float(jnp.finfo(jacobian[0].dtype).eps) ** 0.5 * sizes[-1:]
     turn = jnp.where(known, turn[:, -kept:].T @ root / jnp.where(known, sizes, 1), 0)
     rows = [_product(turn.astype(leaf.dtype), leaf) for leaf in jacobian]
     return Curvature(jnp.concatenate(rows, axis=1), squares)
