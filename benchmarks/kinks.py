@@ -24,6 +24,7 @@ from gflow.losses import Exponential, Logistic, Square
 
 
 MOST_STEPS = 200_000  # of automatic differentiation
+MOST_LATE = 500  # to log t = 10⁶; where neurons at zero linger, each takes a second
 MOST_EXPLICIT = 10_000  # of Tsit5 next to the late phase
 
 
@@ -273,6 +274,7 @@ def late(name, number):
             Logistic(),
             (0.0, gflow.exp(times[-1])),
             save_at=gflow.exp(times),
+            max_steps=MOST_LATE,
             throw=False,
         )
 
