@@ -7,6 +7,8 @@ side its branch does not matter. So there is nothing to be chosen at k, and k is
 kink beside j: its normal is that of j, or none.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -26,8 +28,9 @@ def decided(
     branches: Bool[Array, "groups kinks"],
     at_zero: Bool[Array, "groups kinks"],
     index: Int[Array, " K"],
-) -> tuple[Bool[Array, "groups kinks"], Bool[Array, "groups kinks"]]:
-    """The branches with those that another kink at zero decides, and which these are.
+) -> tuple[Array, Array, Array]:
+    """The branches with those that another kink at zero decides, which these are, and
+    which are beyond others at zero at all.
 
     `index`: the numbers of the kinks at zero, then `total`.
     """
@@ -45,8 +48,9 @@ def decided(
     found = follows & jnp.any(leader, axis=1)
     up = jnp.take_along_axis(cosines, jnp.argmax(leader, axis=1)[:, None], 1)[:, 0] > 0
 
-    def put(old: Array, new: Array) -> Array:
-        place = jnp.where(found, index, frozen.total)
+    def put(old: Array, which: Array, new: Any) -> Array:
+        place = jnp.where(which, index, frozen.total)
         return old.reshape(-1).at[place].set(new, mode="drop").reshape(old.shape)
 
-    return put(branches, up), put(jnp.zeros_like(at_zero), found)
+    none = jnp.zeros_like(at_zero)
+    return put(branches, found, up), put(none, found, True), put(none, follows, True)

@@ -140,6 +140,12 @@ class Frozen(eqx.Module):
         safe = jnp.where(largest == 0, 1, largest)
         return largest * jnp.sqrt(jnp.mean((z / safe[None]) ** 2, axis=0))
 
+    def next_to(self, params: Params, far: float) -> Params:
+        """Other parameters, whose entries are so far away in relation to their size."""
+        leaves, structure = jtu.tree_flatten(params)
+        moved = [a * (1 + far * _waves(a, i)) for i, a in enumerate(leaves)]
+        return jtu.tree_unflatten(structure, moved)
+
     def gradient(
         self, params: Params, branches: Shaped[Array, "groups kinks"]
     ) -> tuple[Gradient, Float[Array, "examples ..."]]:
@@ -149,6 +155,29 @@ class Frozen(eqx.Module):
         (direction,) = pull_back(at.pull)
         gradient = Gradient(at.log_loss, at.log_slope, direction, outputs, at.loss)
         return gradient, at.pull
+
+    def doubts(
+        self, params: Params, outputs: Array, precision: Any
+    ) -> Float[Array, " groups"]:
+        """Relative errors of the loss's slopes in the outputs of each example, if the
+        outputs are known to this part of the largest one; none where it has a tail.
+        """
+        problem = self.problem
+        if problem.is_tailed:
+            return jnp.zeros(self.num_groups, outputs.dtype)
+        if isinstance(problem.loss, Custom):
+            outputs = problem.outputs(params)  # not the losses
+
+        def slopes(f):
+            return jax.grad(lambda f: problem.loss.linearise(f, problem.y).loss)(f)
+
+        error = jnp.asarray(precision, outputs.dtype) * jnp.max(jnp.abs(outputs))
+        slope, change = jax.jvp(slopes, (outputs,), (jnp.full_like(outputs, error),))
+        each = (self.num_groups, -1)
+        size, error = (
+            jnp.linalg.norm(a.reshape(each), axis=1) for a in (slope, change)
+        )
+        return jnp.where(size == 0, 0, error / jnp.where(size == 0, 1, size))
 
     def _linearised(self, outputs: Array) -> Linearised:
         loss = self.problem.loss

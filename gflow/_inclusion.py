@@ -39,6 +39,7 @@ class Pattern(eqx.Module):
     offsets: Float[Array, "groups kinks"]
     sizes: Float[Array, "groups kinks"]  # what |z| is compared with
     at_zero: Bool[Array, "groups kinks"]  # zero when the pattern was chosen
+    follows: Bool[Array, "groups kinks"]  # zero for as long as the pinned ones are
 
     @property
     def num_pins(self) -> Int[Array, ""]:
@@ -63,6 +64,9 @@ class Sliding(eqx.Module):
     gradient: Gradient  # on the branches; its direction is not the velocity
     direction: Float[Array, " P"]  # in the gradient's scale
     multipliers: Float[Array, " K"]  # λ; 1/2 where there is no pin
+    # What λ is to be compared with near zero: one, or less where what it balances is
+    # smaller than what crossing the kink would change.
+    scales: Float[Array, " K"]
 
 
 def with_shares(
@@ -109,21 +113,24 @@ def sliding(
         def with_first(count: int):
             def project(direction, pull):
                 used = pins[:count]
+                half, one = jnp.full_like(shares, 0.5), jnp.ones_like(shares)
                 if count == 0:
-                    return direction, jnp.full_like(shares, 0.5)
+                    return direction, half, one
                 if not shared:
                     _, normals = frozen.normals(params, at, used)
-                    _, rest = _split(unit_rows(normals), direction)
-                    return rest, jnp.full_like(shares, 0.5)
+                    _, rest = split(unit_rows(normals), direction)
+                    return rest, half, one
                 rows = frozen.rows(params, at, pull, used)
                 units = unit_rows(rows.normals)
-                along, rest = _split(units, direction)
+                along, rest = split(units, direction)
                 # -∇ℒ changes by J_k = -u_k across kink k; Σ λ_k J_k removes `along`.
                 change = jnp.sum(rows.jumps * units, axis=1)
                 safe = jnp.where(change == 0, 1, change)
                 more = jnp.where(change == 0, jnp.inf, -along / safe)
                 share = jnp.where(used < frozen.total, known[:count] + more, 0.5)
-                return rest, jnp.full_like(shares, 0.5).at[:count].set(share)
+                part = jnp.linalg.norm(direction) / jnp.abs(safe)
+                part = jnp.clip(part, jnp.finfo(part.dtype).tiny, 1)
+                return rest, half.at[:count].set(share), one.at[:count].set(part)
 
             return project
 
@@ -140,12 +147,13 @@ def sliding(
     )
 
     def again(number, at):
-        *new, found = once(at[2])
+        *new, found, scales = once(at[2])
         # The first velocity: multipliers that diverge later do not spoil it.
         keep = lambda a, b: jnp.where(number == 0, a, b)  # noqa: E731
-        return *jax.tree.map(keep, tuple(new), at[:2]), found
+        return *jax.tree.map(keep, tuple(new), at[:2]), found, scales
 
-    return Sliding(*jax.lax.fori_loop(0, rounds, again, (*blank[:2], shares)))
+    start = (*blank[:2], shares, blank[3])
+    return Sliding(*jax.lax.fori_loop(0, rounds, again, start))
 
 
 def _by_number(pins: Any, total: int, with_first: Any) -> Any:
@@ -179,7 +187,7 @@ def unit_rows(rows: Float[Array, "K P"]) -> Float[Array, "K P"]:
     return rows / jnp.where(size == 0, 1, size)
 
 
-def _split(units: Float[Array, "K P"], vector: Float[Array, " P"]):
+def split(units: Float[Array, "K P"], vector: Float[Array, " P"]):
     """Coefficients of a vector's part in the span of the rows, and what is left."""
     along = _solve(units, units @ vector)
     rest = vector - along @ units
@@ -241,7 +249,7 @@ def room(frozen: Frozen, params: Params, pattern: Pattern):
     z = frozen.pre_activations(params, pattern.branches)
     side = jnp.where(pattern.branches, 1, -1).astype(z.dtype)
     sizes = pattern.sizes
-    watched = (sizes > 0) & ~pattern.pinned
+    watched = (sizes > 0) & ~pattern.pinned & ~pattern.follows
     left = (side * z + pattern.offsets) / jnp.where(sizes > 0, sizes, 1)
     left = jnp.where(watched, left, jnp.inf).reshape(-1)
     nearest = jnp.argmin(left)
@@ -264,7 +272,7 @@ def multipliers(
     def with_pins():
         at = sliding(frozen, params, pattern, closely=True, thrifty=thrifty)
         share = at.multipliers
-        inside = jnp.minimum(share, 1 - share) + slack
+        inside = jnp.minimum(share / at.scales, 1 - share) + slack
         inside = jnp.where(jnp.isnan(inside), -1.0, inside)
         inside = jnp.where(pattern.pins < frozen.total, inside, jnp.inf)
         return jnp.min(inside), pattern.pins[jnp.argmin(inside)]

@@ -94,7 +94,8 @@ class Inclusion(eqx.Module):
     - `num_ambiguous`: of those with several continuations, of which `branch` says which
         was taken.
     - `num_unsure`: of those where no velocity was found that goes where it is one, or
-        where the flow may have left kinks at any time during a step.
+        where the flow may have left kinks at any time during a step; and of steps
+        without one at whose end it could not be told whether it leaves kinks.
     - `num_in_series`: of those that pinned two kinks of one example, one of which
         depends on the other: their multipliers are approximate.
     - `branch`: "steepest" or "stay".

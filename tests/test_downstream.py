@@ -34,12 +34,13 @@ def test_what_a_layer_sees_when_one_neuron_is_at_zero():
     np.testing.assert_array_equal(z[0], [0, -1, 0, 0, 0])
     at_zero = z == 0
     (index,) = jnp.nonzero(at_zero.reshape(-1), size=8, fill_value=kinks.total)
-    branches, known = decided(kinks, params, z > 0, at_zero, index)
+    branches, known, beyond = decided(kinks, params, z > 0, at_zero, index)
     # Beyond the first neuron's kink, 2 z and -3 z; of the last, nothing.
     np.testing.assert_array_equal(branches[0], [False, False, True, False, False])
     np.testing.assert_array_equal(known[0], [False, False, True, True, False])
     # Where the layer sees another neuron too, every kink is one of its own.
     assert not np.any(known[1])
+    np.testing.assert_array_equal(beyond, known)
     np.testing.assert_array_equal(branches[1], z[1] > 0)
 
 

@@ -9,7 +9,7 @@ from jax.nn import leaky_relu, relu
 from scipy.integrate import solve_ivp
 
 import gflow
-from gflow._inclusion import _split
+from gflow._inclusion import split
 from gflow.losses import Logistic, Square
 
 from .test_save import assert_same
@@ -254,7 +254,7 @@ def test_pins_whose_normals_depend_on_each_other():
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     units = jnp.asarray(rows / np.where(norms == 0, 1, norms))
     vector = jnp.asarray(rng.normal(size=30))
-    along, rest = _split(units, vector)
+    along, rest = split(units, vector)
     assert np.max(np.abs(units @ rest)) < 1e-13
     np.testing.assert_allclose(along @ units + rest, vector, atol=1e-13)
     projected = vector - np.linalg.pinv(two) @ (two @ np.asarray(vector))

@@ -68,7 +68,7 @@ def test_lanes():
 def track_and_resolution():
     zero, false, pins = jnp.asarray(0), jnp.asarray(False), jnp.array([2])
     one = jnp.ones((1, 2))
-    pattern = Pattern(one > 0, pins, jnp.array([0.5]), one, one, one > 2)
+    pattern = Pattern(one > 0, pins, jnp.array([0.5]), one, one, one > 2, one > 2)
     found = Resolution(
         direction=jnp.ones(3),
         log_slope=jnp.asarray(0.0),
@@ -81,11 +81,14 @@ def track_and_resolution():
         consistent=~false,
         crowded=false,
         jumps=false,
+        unchanged=false,
+        follows=one > 2,
     )
     track = Track(
         pattern=pattern,
         jumped=false,
         stalls=zero,
+        doubtful=false,
         failure=zero,
         num_events=zero,
         num_ambiguous=zero,
@@ -119,6 +122,7 @@ def test_kinks_that_may_have_been_left_sooner_are_counted(late, event, end, unsu
         jnp.asarray(1),
         jnp.asarray(False),
         jnp.asarray(late),
+        jnp.asarray(False),
         jnp.asarray(1.0),
         jnp.asarray(end),
         jnp.asarray(1.0),
@@ -126,6 +130,18 @@ def test_kinks_that_may_have_been_left_sooner_are_counted(late, event, end, unsu
     )
     assert int(after.num_unsure) == unsure
     assert int(after.num_events) == int(event)
+
+
+def test_looks_that_tell_nothing_are_counted_once_until_the_next_event():
+    track, found = track_and_resolution()
+    counts = []
+    for event, doubtful in [(0, 1), (0, 1), (0, 0), (0, 1), (1, 0), (0, 1)]:
+        one, false = jnp.asarray(1.0), jnp.asarray(False)
+        event, doubtful = jnp.asarray(event == 1), jnp.asarray(doubtful == 1)
+        how = (event, jnp.asarray(1), false, false, doubtful)
+        track = logged(track, track.pattern, found, *how, one, 2 * one, one, 0 * one)
+        counts.append(int(track.num_unsure))
+    assert counts == [1, 1, 1, 1, 1, 2]
 
 
 class Idle(eqx.Module):
@@ -196,3 +212,46 @@ def test_a_neuron_at_zero_leaves_when_it_pays(
     np.testing.assert_allclose(path.log_t[:, 0], exact, atol=within)
     assert np.all(np.asarray(sol.models.v[:, 0]) == 0)
     assert np.all(np.asarray(sol.models.v[:, 1]) > 0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        gflow.losses.Square(),
+        pytest.param(lambda f, y: (f - y) ** 2 / 2, marks=pytest.mark.slow),
+    ],
+    ids=["square", "own"],
+)
+def test_a_small_neuron_leaves_zero_when_residuals_change_sign(loss):
+    """f₁ = w - relu(s v) is to be 1 and f₂ = w is to be 4, from zero: v leaves when w
+    comes to 1, however small s is, and v/s is then ∫(w - 1)dt up to s².
+    """
+    sizes = np.array([1e-5, 1e-9, 1e-20])
+    times = np.array([0.2, 1.0, 2.0])
+
+    @jax.vmap
+    def run(s):
+        x = jnp.ones((2, 2)).at[:, 1].set(jnp.array([s, 0.0]))
+        return gflow.integrate(
+            Idle(jnp.asarray(0.0), jnp.asarray(0.0)),
+            (x, jnp.array([1.0, 4.0])),
+            loss,
+            (0.0, times[-1]),
+            save_at=times,
+            rtol=1e-8,
+        )
+
+    sol = run(jnp.asarray(sizes))
+    leaves = np.log(5 / 3) / 2  # 5 - 2w = 5 e^-2t
+
+    def drive(t):
+        return 1.5 * t + 1.25 * np.exp(-2 * t)
+
+    path = sol.inclusion
+    assert path is not None
+    assert np.all(np.asarray(path.num_events) == 1)
+    assert np.all(np.asarray(path.num_unsure) == 0)
+    np.testing.assert_allclose(np.exp(path.log_t[:, 0]), leaves, rtol=3e-7)
+    exact = np.where(times < leaves, 0, drive(times) - drive(leaves))
+    v = np.asarray(sol.models.v) / sizes[:, None]
+    np.testing.assert_allclose(v, np.broadcast_to(exact, v.shape), atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 from .._flat import unflattener
 from .._frozen import Frozen
 from .._problem import dtype_of
-from .._resolve import settle
+from .._settle import settle
 from ._judge import Judge
 from ._newton import Point
 from ._pinned import Pattern, Pinned, pattern_of

@@ -13,13 +13,14 @@ from .._flow import FlowState, Work
 from .._frozen import Frozen
 from .._inclusion import InclusionField, Pattern, least_of, multipliers, room
 from .._lanes import anywhere, where_due
-from .._resolve import Resolution, settle
+from .._resolve import Resolution
+from .._settle import settle
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._crossing import first_crossing
 from ._primal_dual import Holding, PrimalDual, weighted
 from ._tolerance import Tolerance
 from ._track import Track, Turn, in_series, log_time_of, logged, started
-from ._walk import cut_interpolation, each_look, each_stage, walk
+from ._walk import cut_interpolation, each_look, each_stage, select, walk
 
 
 _FORWARD = 1 / 3  # of a gradient
@@ -30,6 +31,8 @@ _NEAR, _NEAR_SHARE = 1e-9, 1e-5
 # Steps of the reading with which kinks are left that no multiplier watches (see
 # `_leaving.py`) where there is no dense output to find the place on.
 _LEAVING = 1e-7
+# Errors of the model's outputs, in units of rtol.
+_OUTPUTS = 10.0
 
 
 class _Trial(eqx.Module):
@@ -86,12 +89,14 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         before: Pattern | None,
         due: BoolScalar | bool = True,
     ) -> tuple[Pattern, Resolution]:
+        held = self.tolerance
         return settle(
             frozen,
             params,
             before,
             capacity=self.capacity,
             branch=self.branch,
+            precision=0.0 if held is None else _OUTPUTS * held.rtol,
             due=due,
         )
 
@@ -226,7 +231,10 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         due = asked & (event | lingers)
         after, found = self._settle(frozen, params, pattern, due)
         other = jnp.any(after.branches != pattern.branches)
-        other = other | jnp.any(after.pins != pattern.pins)
+        other = (other | jnp.any(after.pins != pattern.pins)) & ~found.unchanged
+        # A pattern that fits is not left for one that may not.
+        other = other & found.consistent
+        after = select(event | other, after, pattern)
         return Turn(after, found, event, due, lingers, event | other)
 
     def _noted(
@@ -248,6 +256,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         series = in_series(self.frozen, turn.after)
         # Where events follow each other closely, the place was not looked for.
         late = turn.lingered & ~turn.event & (track.stalls > 0)
+        doubtful = turn.due & ~turn.turned & ~turn.found.consistent
         log_time = log_time_of(state)
         return logged(
             track,
@@ -257,6 +266,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             kink,
             series,
             late,
+            doubtful,
             start,
             end,
             length,

@@ -27,6 +27,7 @@ class Track(eqx.Module):
     pattern: Pattern
     jumped: BoolScalar  # whether the pattern has just changed
     stalls: IntScalar
+    doubtful: BoolScalar  # whether it may have left kinks since the last event
     failure: IntScalar  # 0, or one of the above
     num_events: IntScalar
     num_ambiguous: IntScalar
@@ -81,6 +82,7 @@ def started(
         pattern=pattern,
         jumped=jnp.asarray(True),
         stalls=whole,
+        doubtful=jnp.asarray(False),
         failure=failure_of(found),
         num_events=ambiguous.astype(whole.dtype),
         num_ambiguous=ambiguous.astype(whole.dtype),
@@ -102,6 +104,7 @@ def logged(
     kink: IntScalar,
     series: BoolScalar,
     late: BoolScalar,
+    doubtful: BoolScalar,
     start: Any,
     end: Any,
     length: Any,
@@ -110,6 +113,7 @@ def logged(
     """The track after a step, or a part of it; with the event, if it ended in one.
 
     `late`: whether the flow may have left kinks any time since the start of it.
+    `doubtful`: whether it may leave kinks at the end of it, which could not be told.
     `length`: of the whole step, as the reading.
     """
     eps = jnp.finfo(end.dtype).eps
@@ -126,14 +130,19 @@ def logged(
     def counted(count: IntScalar, condition: BoolScalar) -> IntScalar:
         return count + (event & condition).astype(count.dtype)
 
+    # Once, until the next event.
+    unsure = counted(track.num_unsure, ~found.consistent | (late & ~still))
+    unsure = unsure + (doubtful & ~track.doubtful).astype(unsure.dtype)
+
     return Track(
         pattern=pattern,
         jumped=event,
         stalls=stalls,
+        doubtful=~event & (doubtful | track.doubtful),
         failure=jnp.where(track.failure != 0, track.failure, failure),
         num_events=counted(track.num_events, jnp.asarray(True)),
         num_ambiguous=counted(track.num_ambiguous, found.ambiguous),
-        num_unsure=counted(track.num_unsure, ~found.consistent | (late & ~still)),
+        num_unsure=unsure,
         num_in_series=counted(track.num_in_series, series),
         readings=write(track.readings, end),
         log_times=write(track.log_times, log_time),
