@@ -18,6 +18,7 @@ from ._types import BoolScalar, Params, Scalar
 
 # Arrays of smaller norm are leaving a saddle, each part of them at its own pace.
 _TINY = 1e-3
+_FEW = 64  # resolutions of the clock: the shortest first step
 
 
 class Tolerances(eqx.Module):
@@ -87,6 +88,8 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
             return self.resume.next_end, self.resume
         if dt0 is None:
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
+            # On kinks the velocity of one side says nothing; the error decides.
+            dt0 = jnp.maximum(dt0, jnp.minimum(_FEW * _resolution(t0), t1 - t0))
         scales, _, _ = measures(y0, y0, y0, self.by_rows)
         end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
         return end, ControllerState(inner, end, y0.work)
