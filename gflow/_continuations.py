@@ -116,13 +116,13 @@ def chosen(
     `near`: its multipliers, which those of kinks that are `held` stay at.
     """
     alive, units = model.alive, model.units
-    given, chosen = jnp.zeros_like(near), alive
+    given, tried = jnp.zeros_like(near), alive
     if held is not None:
         # What has no effect may have one on that of others.
-        chosen = alive & ~held
-        given = jnp.where(chosen, 0, near)
-    convex = chosen & (model.weight > 0)
-    concave = chosen & ~convex
+        tried = alive & ~held
+        given = jnp.where(tried, 0, near)
+    convex = tried & (model.weight > 0)
+    concave = tried & ~convex
     gram = model.jumps @ model.jumps.T
     linear = model.jumps @ model.velocity(given)
     count = min(_CONCAVE, alive.shape[0])
@@ -135,7 +135,7 @@ def chosen(
     rounds = jnp.where(jnp.sum(concave) > count, _ROUNDS, 1)
 
     def candidate(row, still):
-        boxed = jnp.where(still, chosen, convex)
+        boxed = jnp.where(still, tried, convex)
         rest = concave & ~boxed
         upper = (before & rest).at[first].set(row, mode="drop") & rest
 

@@ -40,6 +40,7 @@ from ._types import BoolScalar, Params, Scalar
 _USUAL = 12
 _PASSES = 8  # of linearising the gradient in the multipliers of kinks in series
 _SETTLED = 1e-9  # relative change of the velocity at which they end
+_DEPENDENT = 100  # roundings of the sine between a normal and those of the pins
 _ROUNDINGS = 10  # of each entry, as estimated once
 
 
@@ -186,7 +187,8 @@ def _dependent(
     """The rows that are not pinned and depend on those that are."""
     pins = jnp.where(pinned[:, None], units, 0)
     _, rest = jax.vmap(lambda row: split(pins, row))(units)
-    return ~pinned & (jnp.linalg.norm(rest, axis=1) <= least_of(units) ** 0.5)
+    size, rest = (jnp.linalg.norm(rows, axis=1) for rows in (units, rest))
+    return ~pinned & (size > 0) & (rest <= _DEPENDENT * least_of(units))
 
 
 def _in_passes(

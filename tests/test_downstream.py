@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
 
 import gflow
 from gflow._check import checked_problem
@@ -68,3 +70,48 @@ def test_an_example_goes_dead_in_a_deep_network():
     z = data[0] @ sol.final.layers[0].T
     alone = [k for k in seen if np.all(np.delete(z[k // each], k % each) < 0)]
     assert len(alone) > 0
+
+
+@pytest.mark.parametrize("margin", [5.0, 40.0])
+def test_several_neurons_at_zero_keep_an_example_dead(margin):
+    """The second example draws both neurons, e^-margin as fast as the first pushes them
+    back, so that they stay at zero, and multipliers are of that size.
+    """
+    first = np.array([[1.0, -1.0], [2.0, -2.0]])
+    second = np.array([[1.0, 0.5], [-0.5, 1.0]])
+    x, y = np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([-1.0, 1.0])
+    seen = np.maximum(second @ (first @ x[1]), 0)
+    start = [first, second, np.full(2, margin / np.sum(seen))]
+    log_t = np.array([0.5, 0.9]) * margin
+    sol = gflow.integrate(
+        Deep([jnp.asarray(w) for w in start]),
+        (jnp.asarray(x), jnp.asarray(y)),
+        Logistic(),
+        (0.0, gflow.exp(log_t[-1])),
+        save_at=gflow.exp(log_t),
+        clock=gflow.clocks.LogTime(),
+        rtol=1e-8,
+    )
+    path = sol.inclusion
+    assert path is not None
+    assert int(path.num_unsure) == 0 and int(path.num_ambiguous) == 0
+    assert np.all(np.sum(np.asarray(path.pins) >= 0, axis=1) == 2)
+
+    # The first layer's rows along (1, -1), which the first example does not see.
+    def rate(u, w):
+        along, second, out = w[:2], w[2:6].reshape(2, 2), w[6:]
+        hidden = along * np.sqrt(0.5)
+        seen = np.maximum(second @ hidden, 0)
+        back = out * (seen > 0)
+        slope = np.exp(u) / (1 + np.exp(out @ seen))
+        ways = (second.T @ back * np.sqrt(0.5), np.outer(back, hidden).ravel(), seen)
+        return slope * np.concatenate(ways)
+
+    w0 = np.concatenate([first[:, 0] * np.sqrt(2), second.ravel(), start[2]])
+    u = np.logaddexp(0, log_t)
+    exact = solve_ivp(rate, (0, u[-1]), w0, "DOP853", u, rtol=1e-12, atol=1e-13).y.T
+    first, second, out = (np.asarray(w) for w in sol.models.layers)
+    along = first @ np.array([1, -1]) * np.sqrt(0.5)
+    found = np.concatenate([along, second.reshape(2, 4), out], axis=1)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    assert np.max(np.abs(first @ x[0])) < 1e-9
