@@ -24,7 +24,7 @@ from gflow.losses import Exponential, Logistic, Square
 
 
 MOST_STEPS = 200_000  # of automatic differentiation
-MOST_LATE = 500  # to log t = 10⁶; where neurons at zero linger, each takes a second
+MOST_LATE = 500  # to log t = 10⁶; not of use where an example stays dead
 MOST_EXPLICIT = 10_000  # of Tsit5 next to the late phase
 
 
