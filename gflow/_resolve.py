@@ -59,7 +59,7 @@ class Resolution(eqx.Module):
     crowded: BoolScalar  # whether more kinks are at zero than there is room for
     jumps: BoolScalar  # whether ℒ itself does
     unchanged: BoolScalar  # whether it is the velocity on the branches and pins before
-    # Kinks at zero that stay there for as long as the pins do.
+    # Kinks in series at zero that stay there for as long as the pins do.
     follows: Bool[Array, "groups kinks"]
 
 
@@ -157,13 +157,14 @@ def _resolve(
     upper = jnp.where(~alive & (drift < -tiny), False, upper)
     flat = branches.reshape(-1).at[index].set(upper & ~pinned, mode="drop")
     order = jnp.argsort(~pinned, stable=True)
-    units = model.units
+    follows = jnp.zeros_like(branches)
     if frozen.in_series:
         at = with_shares(frozen, flat.reshape(branches.shape), index, choice.shares)
         units = unit_rows(frozen.normals(params, at, resting)[1])
-    pins = mark(jnp.where(pinned, index, total), branches.shape).reshape(-1)
-    follows = _dependent(units, jnp.take(pins, resting, mode="fill", fill_value=False))
-    follows = mark(jnp.where(follows, resting, total), branches.shape)
+        pins = mark(jnp.where(pinned, index, total), branches.shape).reshape(-1)
+        pins = jnp.take(pins, resting, mode="fill", fill_value=False)
+        found = jnp.where(_dependent(units, pins), resting, total)
+        follows = mark(found, branches.shape)
     return Resolution(
         direction=choice.velocity,
         log_slope=model.log_slope,
@@ -237,9 +238,10 @@ def _unchanged(
 ) -> BoolScalar:
     """Whether the velocity is also that on the pattern on which the flow came.
 
-    Of several kinks at zero that depend on each other many patterns say the same.
+    Of several kinks at zero in series, which depend on each other, many patterns say
+    the same.
     """
-    if came is None:
+    if came is None or not frozen.in_series:
         return jnp.asarray(False)
     at = with_shares(frozen, came.branches, came.pins, came.shares)
     pins = jnp.take(came.pinned.reshape(-1), index, mode="fill", fill_value=False)

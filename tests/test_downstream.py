@@ -55,6 +55,7 @@ def network(seed, n=12, sizes=(4, 8, 8)):
     return Deep([jnp.asarray(w) for w in layers]), (jnp.asarray(x), jnp.asarray(y))
 
 
+@pytest.mark.slow
 def test_an_example_goes_dead_in_a_deep_network():
     """The last neuron that it reaches is pinned, and all that it reaches from there."""
     model, data = network(5)
