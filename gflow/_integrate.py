@@ -394,8 +394,8 @@ def _doubt(solution: Solution) -> str | None:
         f"{int(path.num_unsure)} times, on a way with {int(path.num_events)} events at "
         "kinks, no velocity was found that goes where it is the flow's own, and the "
         "fastest or the present one was taken, or the flow may have left other kinks "
-        "sooner: see energy_defect, and compare with a "
-        "solve at a smaller rtol, for whether this is the gradient flow."
+        "sooner: see energy_defect, and compare with a solve at a smaller rtol, for "
+        "whether this is the gradient flow."
     )
 
 
