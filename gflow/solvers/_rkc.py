@@ -17,6 +17,7 @@ from .._types import IntScalar, Scalar
 from ._advance import advance, combined
 from ._bill import billed
 from ._chebyshev import Table, table_of_order_three, table_of_order_two
+from ._hermite import Hermite
 from ._pack import packing
 from ._spectrum import Spectrum, refreshed, unknown
 
@@ -48,9 +49,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
     """
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., Any]] = (
-        dfx.ThirdOrderHermitePolynomialInterpolation
-    )
+    interpolation_cls: ClassVar[Callable[..., Any]] = Hermite
 
     @property
     @abc.abstractmethod
@@ -96,17 +95,17 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
         h = t1 - t0
         # Sommeijer, Shampine & Verwer (1998), eq. (2.8), at the two ends of the step.
         error = unpack(combined((-0.8, moved), (0.4 * h, f0), (0.4 * h, f1)))
-        suspect = packing(_coupled(y0))[0](_coupled(error))
         # Steps that are too long for every degree fail before they cost anything.
         error = jtu.tree_map(lambda e: jnp.where(degree == 0, jnp.inf, e), error)
+        suspect = packing(_coupled(y0))[0](_coupled(error))
         y1 = unpack(combined((1, y), (1, moved)))
         gradients = degree + _PRODUCT * products + made_jump.astype(degree.dtype)
         y1, error = billed(y0, y1, error, gradients)
         dense = {
             "y0": y0,
             "y1": y1,
-            "k0": unpack(combined((h, f0))),
-            "k1": unpack(combined((h, f1))),
+            "f0": unpack(f0),
+            "f1": unpack(f1),
         }
         state = RKCState(
             slope=f1,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 
+from .._lanes import anywhere
 from .._norms import inner, log_norm, unit
 from .._types import BoolScalar, IntScalar, Scalar
 
@@ -154,7 +155,13 @@ def refreshed(
         return _Search(vector, image, probe, quotient, residual, s.count + 1)
 
     start = _Search(blank, blank, spectrum.direction, zero, zero, jnp.zeros((), whole))
-    end = jax.lax.while_loop(goes_on, body, start)
+
+    # A loop alone would not do: compilers move what does not depend on the probe, a
+    # gradient, out of it, to where it is evaluated whether the loop runs or not.
+    def searched() -> _Search:
+        return jax.lax.while_loop(goes_on, body, start)
+
+    end = jax.lax.cond(anywhere(due), searched, lambda: start)
     radius = _outermost(end.quotient, end.residual)
     found = due & jnp.isfinite(radius)
     radius = jnp.where(found, radius, spectrum.radius)
