@@ -32,12 +32,12 @@ def step(monitor, *, radius=0.0, curvature=0.0, h=1.0, gradients=2, growing=Fals
     return watched(monitor, *numbers, jnp.asarray(gradients), jnp.asarray(growing))
 
 
-def test_steps_of_stability_make_it_implicit():
+def test_steps_as_long_as_decay_make_it_implicit():
     monitor = started(False, jnp.ones(()))
-    for radius in (3.0, 3.0, 1.0, 3.0, 3.0, 3.0, 3.0):
+    for radius in (0.3, 3.0, 0.1, 3.0, 3.0, 0.3, 0.3):
         monitor = step(monitor, radius=radius, gradients=6)
         assert not monitor.is_implicit
-    monitor = step(monitor, radius=3.0, gradients=6)
+    monitor = step(monitor, radius=0.3, gradients=6)
     assert monitor.is_implicit and monitor.to_implicit[0]
     assert list(monitor.num_steps) == [8, 0]
     assert list(monitor.num_gradients) == [48, 0]

@@ -192,17 +192,21 @@ def test_integrate(regression):  # noqa: F811
 def test_lanes_of_vmap_are_single_solves(regression):  # noqa: F811
     model, data, _ = regression
     ends, rtols = jnp.array([1.0, SPAN]), jnp.array([1e-4, 1e-6])
-    lanes = eqx.filter_vmap(solved, in_axes=(None, None, 0, 0))(
-        model, data, ends, rtols
-    )
+    together = eqx.filter_vmap(solved, in_axes=(None, None, 0, 0))
+    lanes = together(model, data, ends, rtols)
+    # What another lane asks for changes nothing in this one.
+    others = together(model, data, ends, rtols.at[0].set(1e-3))
+    for mine, same in zip(*map(jax.tree.leaves, (lanes, others)), strict=True):
+        np.testing.assert_array_equal(mine[1], same[1])
     for i in range(2):
         one = solved(model, data, ends[i], rtols[i])
+        # (Rounding, which differs, decides whether some iterations have converged.)
         for name in ("num_gradients", "num_steps"):
-            assert int(lanes.stats[name][i]) == int(one.stats[name]), name
-        found = jax.tree.map(lambda w: w[i], lanes.final)  # noqa: B023
-        # Weights 1e-15 apart at the start are up to 7e-10 apart at the end: the lengths
-        # of steps follow errors of which rounding is a part.
-        np.testing.assert_allclose(flat(found), flat(one.final), rtol=0, atol=3e-9)
+            count = int(one.stats[name])
+            assert abs(int(lanes.stats[name][i]) - count) <= 0.01 * count, name
+        # Where an iteration more or less was taken they differ by what it leaves.
+        found = flat(jax.tree.map(lambda w: w[i], lanes.final))  # noqa: B023
+        np.testing.assert_allclose(found, flat(one.final), rtol=0, atol=rtols[i])
 
 
 def test_a_resumed_solve_repeats_the_whole_and_its_counts(regression):  # noqa: F811

@@ -32,7 +32,9 @@ _STRICTER = 0.01
 # But not less than so many roundings.
 _ROUNDINGS = 10.0
 # Left of the equation of a step, in units of what the step may be wrong by.
-_ENOUGH = 0.1
+_ENOUGH = 0.2
+# More than what is accepted.
+_REJECTED = 1.5
 # Iterations from which on the curvature is renewed before the next step.
 _MANY = 3
 # The rate of convergence from which on it is, too. A single iteration may then do for
@@ -59,6 +61,7 @@ class BDFState(eqx.Module):
     curvature: Curvature
     stale: BoolScalar
     rate: Scalar  # of convergence, on the last step
+    plain_rate: Scalar  # that of iterations by themselves, as last measured
     renewed_rate: Scalar  # when the curvature was new, or 0
     # Vector fields evaluated so far, on steps that were kept, with the Jacobians.
     num_gradients: IntScalar
@@ -151,6 +154,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             curvature=blank,
             stale=jnp.asarray(field is not None),
             rate=jnp.ones((), dtype),
+            plain_rate=jnp.ones((), dtype),
             renewed_rate=jnp.zeros((), dtype),
             num_gradients=whole + 1,
             num_jacobians=whole,
@@ -196,6 +200,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
                 share,
                 _ENOUGH,
                 state.rate,
+                state.plain_rate,
             )
 
         tried = _tried(attempt, lambda: _curvature_at(t0, y0, args), state)
@@ -216,7 +221,9 @@ class BDF(dfx.AbstractAdaptiveSolver):
             times = jax.vmap(lambda e: unflatten(e).log_time)(errors)
             allowed = tolerance.allowed(jnp.ones((), dtype))
             sizes = jnp.maximum(sizes, jnp.abs(times) / allowed)
-        sizes = jnp.where(jnp.isfinite(sizes) & found.converged, sizes, jnp.inf)
+        told = found.converged | found.hopeless
+        sizes = jnp.where(jnp.isfinite(sizes) & told, sizes, jnp.inf)
+        sizes = jnp.where(found.hopeless, jnp.maximum(sizes, _REJECTED), sizes)
         choice = choose(sizes, k, state.num_points)
         # Controllers go by the square root of the error.
         meant = (SAFETY / choice.factor) ** 2
@@ -245,6 +252,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             curvature=tried.curvature,
             stale=slow & ~tried.fresh,
             rate=found.rate,
+            plain_rate=found.plain,
             renewed_rate=jnp.where(measured, found.rate, before),
             num_gradients=state.num_gradients + gradients,
             num_jacobians=state.num_jacobians + tried.renewed,
@@ -300,7 +308,7 @@ def _tried(
             before.renewed + renew.astype(before.renewed.dtype),
             fresh,
         )
-        return tried, ~found.converged & ~fresh
+        return tried, ~(found.converged | found.hopeless | fresh)
 
     def goes_on(carry: tuple[_Tried, BoolScalar]) -> BoolScalar:
         tried, again = carry

@@ -23,6 +23,11 @@ _SLOW = 0.3
 # Rates better than these are luck, within a step and from the last one.
 _LUCK = 0.02
 _LUCK_BEFORE = 0.1
+# A rate that is not measured anew, by a second iteration, is trusted less and less.
+_AGEING, _AGED = 1.2, 0.15
+# An estimated error from which on a step is given up at once: a first correction of
+# this size tells what that of the equation's solution will be.
+_HOPELESS = 2.0
 
 
 class Found(eqx.Module):
@@ -31,8 +36,10 @@ class Found(eqx.Module):
     x: Float[Array, " P"]
     extra: Float[Array, " Q"]
     converged: BoolScalar
+    hopeless: BoolScalar  # not accurate enough, as far as it got
     iterations: IntScalar
     rate: Scalar  # of convergence, or the one expected
+    plain: Scalar  # that without help, from what was expected on
 
 
 class _Carry(eqx.Module):
@@ -40,12 +47,18 @@ class _Carry(eqx.Module):
     extra: Float[Array, " Q"]
     last: Scalar  # size of the last correction
     rate: Scalar
+    plain: Scalar
     iterations: IntScalar
     converged: BoolScalar
     diverged: BoolScalar
+    hopeless: BoolScalar
     # Where it was before and is now, in no order.
     points: Float[Array, "memory P"]
     residuals: Float[Array, "memory P"]
+
+
+def _aged(rate: Scalar) -> Scalar:
+    return jnp.maximum(rate, jnp.minimum(_AGEING * rate, _AGED))
 
 
 def solve(
@@ -55,13 +68,16 @@ def solve(
     measure: Measure,
     share: Scalar,
     enough: float,
-    expected: Scalar,
+    rate: Scalar,
+    plain: Scalar,
 ) -> Found:
     r"""x with r(x) = 0, where `residual` gives r already preconditioned, and an extra.
 
     It ends once the error left, $\|\delta\|\,\rho/(1-\rho)$ with ρ the rate of
-    convergence, at first the one `expected`, is at most `enough`; its size is `share`
-    of what `measure` says.
+    convergence, of the first iteration the `plain` one of steps before, is at most
+    `enough`; its size is `share` of what `measure` says. Or at once, if the first
+    correction is so large that the step will not be accurate enough: `share` of
+    x - `guess` is what it is wrong by.
     """
 
     def learned(carry: _Carry, r: Array, have: Array) -> Array:
@@ -81,6 +97,10 @@ def solve(
         whole = share * measure.size(r)
         started = carry.iterations > 0
         slow = started & (whole > _SLOW * carry.last)
+        # What the first iteration, which has no help, is to be judged by.
+        second = carry.iterations == 1
+        ratio = jnp.maximum(whole / jnp.where(started, carry.last, 1), _LUCK)
+        plain = jnp.where(second, ratio, carry.plain)
         place = carry.iterations % (_MEMORY + 1)
         carry = eqx.tree_at(
             lambda c: (c.points, c.residuals),
@@ -101,40 +121,53 @@ def solve(
         left = jnp.where(
             started,
             rate / jnp.maximum(1 - rate, 1e-3),
-            2 * jnp.maximum(rate, _LUCK_BEFORE),
+            2 * jnp.maximum(plain, _LUCK_BEFORE),
         )
         left = jnp.minimum(left, 1) * now
         good = jnp.isfinite(now)
         converged = good & (left <= enough)
         diverged = ~good | (started & (now > 2 * carry.last))
+        hopeless = good & ~started & (now * (1 - 2 * plain) > _HOPELESS) & ~converged
         return _Carry(
             x=x,
             extra=extra,
             last=now,
             rate=rate,
+            plain=plain,
             iterations=carry.iterations + 1,
             converged=converged,
             diverged=diverged & ~converged,
+            hopeless=hopeless,
             points=carry.points,
             residuals=carry.residuals,
         )
 
     def goes_on(carry: _Carry) -> BoolScalar:
-        done = carry.converged | carry.diverged | (carry.iterations >= _MOST)
-        return ~done
+        done = carry.converged | carry.diverged | carry.hopeless
+        return ~(done | (carry.iterations >= _MOST))
 
     blank = jnp.zeros((_MEMORY + 1, guess.shape[0]), guess.dtype)
     no = jnp.asarray(False)
     start = _Carry(
         x=guess,
         extra=extra,
-        last=jnp.zeros_like(expected),
-        rate=expected,
+        last=jnp.zeros_like(rate),
+        rate=rate,
+        plain=_aged(plain),
         iterations=jnp.asarray(0),
         converged=no,
         diverged=no,
+        hopeless=no,
         points=blank,
         residuals=blank,
     )
     end = jax.lax.while_loop(goes_on, body, start)
-    return Found(end.x, end.extra, end.converged, end.iterations, end.rate)
+    return Found(
+        x=end.x,
+        extra=end.extra,
+        converged=end.converged,
+        hopeless=end.hopeless,
+        iterations=end.iterations,
+        rate=end.rate,
+        plain=end.plain,
+    )
