@@ -32,6 +32,7 @@ from .fields import GradientField
 from .solvers import BDF, RKC3, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._tolerance import Tolerance
+from .solvers._tsit5 import Tsit5
 
 
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
@@ -188,6 +189,8 @@ def chosen_routes(
     chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
         chosen = _following(chosen, frozen, params, branch, tolerances)
+    elif type(chosen) is dfx.Tsit5:
+        chosen = Tsit5()
     first = Route(clock, chosen)
     if not relays:
         return (first,)

@@ -19,8 +19,10 @@ from ._bdf import BDF, BDFState, _integrated, _num_coupled
 from ._bill import billed
 from ._monitor import Monitor, started
 from ._order import SAFETY
+from ._pack import packing
 from ._tolerance import Tolerance
 from ._track import log_time_of
+from ._tsit5 import Tsit5
 
 
 # What an explicit step may be wrong by, of what is tolerated: BDF's errors are smaller
@@ -104,8 +106,8 @@ class Automatic(dfx.AbstractAdaptiveSolver):
     begins_implicit: Any = False  # traced, or not
 
     @property
-    def explicit(self) -> dfx.Tsit5:
-        return dfx.Tsit5()
+    def explicit(self) -> Tsit5:
+        return Tsit5()
 
     @property
     def implicit(self) -> BDF:
@@ -189,11 +191,8 @@ def _explicit_step(
     # The first stage is new where there is none from the last step.
     gradients = 6 + state.explicit[0].astype(int)
     y1, error = billed(y0, y1, error, jnp.asarray(gradients))
-    number = _num_coupled(y0)
-    stages = [
-        flatten(_integrated(jtu.tree_map(lambda k, j=j: k[j], dense["k"])))[:number]
-        for j in range(7)
-    ]
+    number, (_, unpack) = _num_coupled(y0), packing(y0)
+    slopes = [flatten(_integrated(unpack(f)))[:number] for f in dense["f"]]
     return _Trial(
         y1=y1,
         error=error,
@@ -203,17 +202,17 @@ def _explicit_step(
         gradients=jnp.asarray(gradients),
         growing=jnp.asarray(False),
         size=safe,
-        radius=_radius(solver, stages, jnp.asarray(t1 - t0, size.dtype)),
+        radius=_radius(solver, slopes, jnp.asarray(t1 - t0, size.dtype)),
     )
 
 
-def _radius(solver: Any, stages: list[Array], h: Scalar) -> Scalar:
+def _radius(solver: Any, slopes: list[Array], h: Scalar) -> Scalar:
     """‖f(g₇) - f(g₆)‖/‖g₇ - g₆‖, g the last two stages, both at the step's end."""
     a = solver.tableau.a_lower
     last, before = a[5], [*a[4], 0.0]
     weights = [float(x - y) for x, y in zip(last, before, strict=True)]
-    apart = sum(w * k for w, k in zip(weights, stages[:6], strict=True))
-    moved = stages[6] - stages[5]  # times h
+    apart = sum(w * f for w, f in zip(weights, slopes[:6], strict=True))
+    moved = slopes[6] - slopes[5]
     size = jnp.sqrt(jnp.sum(apart**2)) * h
     ratio = jnp.sqrt(jnp.sum(moved**2)) / jnp.where(size > 0, size, 1)
     return jnp.where((size > 0) & jnp.isfinite(ratio), ratio, 0)
