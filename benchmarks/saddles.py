@@ -111,6 +111,8 @@ def compare(whole: Flow):
     assert path is not None
     row("DOP853 on log u", 1e-13, 1e-13, 0, path[-1])
     for name, solver in (
+        ("gflow.integrate", None),
+        ("gflow.integrate, BDF", gflow.solvers.BDF()),
         ("gflow.integrate, Tsit5", diffrax.Tsit5()),
         ("gflow.integrate, Dopri8", diffrax.Dopri8()),
         ("gflow.integrate, RKC2", gflow.solvers.RKC2()),

@@ -61,13 +61,15 @@ class Tsit5(dfx.Tsit5):
             return pack(terms.vf(t, y, args))
 
         first, slope = cast(tuple, solver_state)
-        slopes = [
-            jax.lax.cond(
-                anywhere(jnp.asarray(first | made_jump)),
-                lambda: field(t0, y0),
-                lambda: pack(slope),
+        new = jnp.asarray(first | made_jump)
+
+        def renewed() -> Any:
+            # (In the lanes of `vmap` that ask for it.)
+            return jtu.tree_map(
+                lambda a, b: jnp.where(new, a, b), field(t0, y0), pack(slope)
             )
-        ]
+
+        slopes = [jax.lax.cond(anywhere(new), renewed, lambda: pack(slope))]
         y, y1 = pack(y0), y0
         for a, c in zip(tableau.a_lower, tableau.c, strict=True):
             y1 = unpack(combined((1, y), *_scaled(h, a, slopes)))
