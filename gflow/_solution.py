@@ -123,9 +123,10 @@ class Switches(eqx.Module):
     **Attributes:**
 
     - `log_t`: (S,) the times of the first changes (at most 16); unused slots are NaN.
-    - `to_implicit`: (S,) whether the implicit method took over, because stability
-        limited the explicit steps; else the explicit one did, because the implicit
-        steps cost far more than explicit steps of stability.
+    - `to_implicit`: (S,) whether the implicit method took over, because explicit steps
+        had become longer than a quarter of the time of the fastest decay; else the
+        explicit one did, because the implicit steps cost far more than explicit steps
+        of stability.
     - `num_changes`: of all changes.
     - `is_implicit`: which method ran last.
     - `num_steps`, `num_gradients`: (2,) accepted steps and their gradients: explicit,
@@ -149,7 +150,7 @@ class Switches(eqx.Module):
         for log_t, to in zip(self.log_t[:number], self.to_implicit, strict=False):
             why = "implicit steps cost more than explicit ones of stability would"
             if to:
-                why = "stability limited the explicit steps"
+                why = "explicit steps had come near the time of the fastest decay"
             lines.append(f"{methods[int(to)]} from log t = {float(log_t):.4g}: {why}")
         if number > len(self.log_t):
             lines.append(f"and {number - len(self.log_t)} changes more")

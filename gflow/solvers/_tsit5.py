@@ -46,8 +46,9 @@ class Tsit5(dfx.Tsit5):
 
     Diffrax goes over the stages in a loop: each reads room for all of the slopes, and
     writes to it array by array. Written out, a stage reads the slopes there are, and
-    those of small states are vectors. Per gradient above a compiled Euler loop: 35 % in
-    place of 75 % at P = 1e3, half as much at P = 1e6, and compiling takes no longer.
+    those of small states are vectors. That takes a tenth less time a gradient at
+    P = 1e3, a quarter less at P = 1e6 with few examples; 3 P numbers more; and no
+    longer to compile.
     """
 
     interpolation_cls: ClassVar[Callable[..., Any]] = Interpolation  # pyright: ignore
