@@ -11,10 +11,11 @@ import jax.tree_util as jtu
 from .._lanes import anywhere
 from .._types import Scalar
 from ._advance import combined
+from ._local import AbstractLocal
 from ._pack import packing
 
 
-class Interpolation(dfx.AbstractLocalInterpolation):
+class Interpolation(AbstractLocal):
     """Diffrax's own polynomials, of slopes that nothing has copied to one array."""
 
     t0: Scalar
@@ -23,11 +24,7 @@ class Interpolation(dfx.AbstractLocalInterpolation):
     y1: Any
     f: tuple[Any, ...]  # at the stages; small states as one vector each
 
-    def evaluate(self, t0, t1=None, left=True):
-        del left
-        if t1 is not None:
-            there, here = self.evaluate(t1), self.evaluate(t0)
-            return jtu.tree_map(jnp.subtract, there, here)
+    def at(self, time: Any) -> Any:
         h = self.t1 - self.t0
         pack, unpack = packing(self.y0)
         number = len(self.f)
@@ -36,7 +33,7 @@ class Interpolation(dfx.AbstractLocalInterpolation):
         theirs: Any = dfx.Tsit5.interpolation_cls(
             t0=self.t0, t1=self.t1, y0=zero, y1=zero, k=one
         )
-        weights = theirs.evaluate(t0)
+        weights = theirs.evaluate(time)
         terms = [(h * weights[j], f) for j, f in enumerate(self.f)]
         return unpack(combined((1, pack(self.y0)), *terms))
 
