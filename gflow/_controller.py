@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
+from jaxtyping import Array, Float
 
-from ._flow import FlowState, Work, sizes
-from ._norms import array_norm, norms_over
+from ._flat import Form
+from ._flow import FlowState, Work
+from ._norms import array_norm, norms, norms_over
 from ._problem import dtype_of
 from ._types import BoolScalar, Params, Scalar
 
@@ -55,6 +57,9 @@ class ControllerState(eqx.Module):
     # By an implicit solver, on rejected steps too (Diffrax forgets the solver's state
     # when it rejects a step).
     spent: Work | None = None
+    # Of the state's rows, or of the arrays that they are in.
+    sizes: Float[Array, " rows"] | None = None
+    by_rows: BoolScalar | None = None
 
 
 class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
@@ -77,6 +82,8 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     # Diffrax hands this to the root finders of implicit solvers.
     norm: Callable[[Any], Scalar] = optx.rms_norm
     resume: ControllerState | None = None
+    # Of states that Diffrax is given as one vector.
+    form: Form | None = None
     # Whether of a step cut short by a kink the error is that of the part.
     error_to_cut: bool = eqx.field(static=True, default=False)
 
@@ -86,20 +93,35 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         if self.resume is not None:
             return self.resume.next_end, self.resume
+        now = norms(y0.params, self.by_rows)
         if dt0 is None:
             dt0 = self._first_step(terms, t0, t1, y0, args, func, error_order)
             # On kinks the velocity of one side says nothing; the error decides.
             dt0 = jnp.maximum(dt0, jnp.minimum(_FEW * _resolution(t0), t1 - t0))
-        scales, _, _ = measures(y0, y0, y0, self.by_rows)
-        end, inner = self.pid.init(terms, t0, t1, scales, dt0, args, func, error_order)
-        return end, ControllerState(inner, end, y0.work)
+        # (It never looks at more than a size in units of what is tolerated.)
+        blank = jnp.zeros((), now.dtype)
+        end, inner = self.pid.init(terms, t0, t1, blank, dt0, args, func, error_order)
+        return end, ControllerState(inner, end, y0.work, now, self.by_rows)
+
+    def adapted(self, earlier: ControllerState, y0: FlowState) -> ControllerState:
+        """The state of an earlier solve, which may have measured otherwise."""
+        assert earlier.sizes is not None
+        same = jnp.asarray(earlier.by_rows) == self.by_rows
+        now = jnp.where(same, earlier.sizes, norms(y0.params, self.by_rows))
+        return ControllerState(
+            earlier.inner, earlier.next_end, earlier.spent, now, self.by_rows
+        )
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        size0, size1, error = measures(y0, y1_candidate, y_error, self.by_rows)
+        y0, y1_candidate, y_error = map(self._state, (y0, y1_candidate, y_error))
+        before, after = controller_state.sizes, norms(y1_candidate.params, self.by_rows)
+        held = Tolerances(self.rtol, self.atol, self.by_rows)
+        size = error_size(before, after, y0, y1_candidate, y_error, held)
+        none = jnp.zeros_like(size)
         keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
-            t0, t1, size0, size1, args, error, error_order, controller_state.inner
+            t0, t1, none, none, args, size, error_order, controller_state.inner
         )
         cut = y1_candidate.cut
         if cut is not None:
@@ -118,8 +140,12 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         spent, trial = controller_state.spent, _work_of(y_error)
         if spent is not None and trial is not None:
             spent = spent + trial
-        state = ControllerState(inner, next_end, spent)
+        now = jnp.where(keep, after, before)
+        state = ControllerState(inner, next_end, spent, now, self.by_rows)
         return keep, next_start, next_end, jump, state, result
+
+    def _state(self, given: Any) -> Any:
+        return given if self.form is None else self.form.unflatten(given)
 
     def _first_step(self, terms, t0, t1, y0, args, func, error_order):
         """Hairer, Nørsett & Wanner (1993), II.4, with units that are consistent.
@@ -148,45 +174,52 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
 
 
-def measures(y0: Any, y1: Any, error: Any, by_rows: BoolScalar) -> tuple[Any, Any, Any]:
-    """Sizes before and after a step, and of its error.
+# How the bookkeeping is held: to an absolute error that is relative above one; so that
+# it is the time's relative error; or not, as what is a check, or chooses the points to
+# keep, but has to be a number.
+_BOOKS = {
+    "dissipated": "relative",
+    "path_length": "relative",
+    "log_time": "absolute",
+    "fallen": "nothing",
+    "motion": "nothing",
+}
 
-    Of each parameter array as many numbers as it has rows: all the norm of the array
-    or, if `by_rows`, each its row's.
+
+def error_size(
+    before: Float[Array, " rows"],
+    after: Float[Array, " rows"],
+    y0: FlowState,
+    y1: FlowState,
+    error: FlowState,
+    held: Tolerances,
+) -> Scalar:
+    """The error of a step in units of what is tolerated; inf where it is not known.
+
+    `before`, `after`: the norms of what the parameters are at its ends.
     """
-    y0, y1, error = integrated(y0), integrated(y1), integrated(error)
-    size0, size1 = (sizes(y, by_rows) for y in (y0, y1))
-    scales = jtu.tree_map(
-        lambda a, b: jnp.where(jnp.maximum(a, b) > 0, jnp.maximum(a, b), 1),
-        size0.params,
-        size1.params,
-    )
-    err = jtu.tree_map(jnp.abs, eqx.tree_at(lambda e: e.params, error, None))
-    err = eqx.tree_at(
-        lambda e: e.params,
-        err,
-        jtu.tree_map(jnp.multiply, norms_over(error.params, scales, by_rows), scales),
-        is_leaf=lambda x: x is None,
-    )
-    bad = jnp.any(
-        jnp.stack([jnp.any(~jnp.isfinite(x)) for x in jtu.tree_leaves((size1, err))])
-    )
-    # A trial step outside the field's domain is a failed step.
-    size1 = jtu.tree_map(lambda a, b: jnp.where(bad, a, b), size0, size1)
-    err = jtu.tree_map(lambda e: jnp.where(bad, jnp.inf, e), err)
-    # An array that is exactly zero, and stays so, has no scale and no error.
-    zero = jtu.tree_map(
-        lambda a, b, e: (jnp.maximum(a, b) == 0) & (e == 0), size0, size1, err
-    )
-    size0 = jtu.tree_map(lambda a, z: jnp.where(z, 1, a), size0, zero)
-    # Only a check, and only used to choose which points to keep.
-    err = eqx.tree_at(
-        lambda e: (e.fallen, e.motion),
-        err,
-        jtu.tree_map(jnp.zeros_like, (err.fallen, err.motion)),
-        is_leaf=lambda x: x is None,
-    )
-    return _unit_books(size0), _unit_books(size1), err
+    rtol, atol = (x.astype(before.dtype) for x in (held.rtol, held.atol))
+    size = jnp.maximum(before, after)
+    scale = jnp.where(size > 0, size, 1)
+    wrong = scale * norms_over(error.params, scale, held.by_rows)
+    # What is exactly zero, and stays so, has no scale and no error.
+    nothing = (size == 0) & (wrong == 0)
+    share = jnp.where(nothing, 0, wrong / (atol + rtol * size))
+    # A trial step outside the field's domain is a failed step. (A maximum may overlook
+    # what is not a number.)
+    known = jnp.isfinite(after) & jnp.isfinite(wrong)
+    shares = [jnp.max(jnp.where(known, share, jnp.inf))]
+    for of, held_to in _BOOKS.items():
+        a, b, e = (getattr(y, of) for y in (y0, y1, error))
+        if a is None:
+            continue
+        unit = jnp.maximum(1, jnp.maximum(jnp.abs(a), jnp.abs(b)))
+        unit = unit if held_to == "relative" else jnp.ones_like(unit)
+        share = jnp.abs(e) / (atol + rtol * unit)
+        share = jnp.zeros_like(share) if held_to == "nothing" else share
+        known = jnp.isfinite(b) & jnp.isfinite(e)
+        shares.append(jnp.where(known, share, jnp.inf))
+    return jnp.max(jnp.stack(shares))
 
 
 def _work_of(state: Any) -> Work | None:
@@ -215,7 +248,7 @@ def relative_to_arrays(
     """
     p, i = (0.0, 1.0) if own_steps else (0.3, 0.4)
     pid = dfx.PIDController(
-        rtol=held.rtol, atol=held.atol, pcoeff=p, icoeff=i, dcoeff=0.0, norm=_largest
+        rtol=0.0, atol=1.0, pcoeff=p, icoeff=i, dcoeff=0.0, norm=jnp.abs
     )
     return RelativeToArrays(
         pid=pid,
@@ -226,32 +259,13 @@ def relative_to_arrays(
     )
 
 
-def _largest(sizes) -> Scalar:
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jtu.tree_leaves(sizes)]))
-
-
 def _largest_ratio(sizes, scales) -> Scalar:
     def ratio(size, scale):
         safe = jnp.where(scale == 0, 1, scale)
         return jnp.where(scale == 0, 0, size / safe)
 
-    return _largest(jtu.tree_map(ratio, sizes, scales))
-
-
-def _unit_books(size: FlowState) -> FlowState:
-    # For all but the parameters: absolute error control, relative above one. Log-time
-    # stays absolute, so that it is the time's relative error.
-    def book(x: Any) -> Any:
-        return None if x is None else jnp.maximum(x, 1)
-
-    return FlowState(
-        params=size.params,
-        dissipated=book(size.dissipated),
-        fallen=book(size.fallen),
-        path_length=book(size.path_length),
-        motion=book(size.motion),
-        log_time=None if size.log_time is None else jnp.ones_like(size.log_time),
-    )
+    ratios = jtu.tree_leaves(jtu.tree_map(ratio, sizes, scales))
+    return jnp.max(jnp.stack(ratios))
 
 
 def _resolution(t: Any) -> Scalar:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ._controller import ControllerState, RelativeToArrays
 from ._flow import FlowField, FlowState
+from ._packed import packing_for
 from ._types import IntScalar, Scalar
 from .solvers import BDF, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
@@ -96,10 +97,11 @@ class Engine(eqx.Module):
         self, position: Position, end: Scalar, saveat: dfx.SaveAt, **options
     ) -> dfx.Solution:
         """One Diffrax solve from a position on."""
+        packing = packing_for(self.solver, position.state)
         controller = eqx.tree_at(
-            lambda c: c.resume,
+            lambda c: (c.resume, c.form),
             self.controller,
-            position.controller_state,
+            (position.controller_state, None if packing is None else packing.form),
             is_leaf=lambda x: x is None,
         )
         if saveat.subs is not None and any(
@@ -109,21 +111,29 @@ class Engine(eqx.Module):
                 controller = dfx.ClipStepSizeController(
                     controller, step_ts=saveat.subs["kept"].ts
                 )
-        return dfx.diffeqsolve(
-            self.term,
+        term, event = self.term, self.event
+        state, solver_state = position.state, position.solver_state
+        if packing is not None:
+            term, event = packing.term(self.field), packing.event(event)
+            state, solver_state = packing.packed((state, solver_state))
+        solution = dfx.diffeqsolve(
+            term,
             self.solver,
             position.reading,
             end,
             None,
-            position.state,
+            state,
             self.args,
             saveat=saveat,
             stepsize_controller=controller,
-            event=self.event,
+            event=event,
             throw=False,
-            solver_state=position.solver_state,
+            solver_state=solver_state,
             **options,
         )
+        if packing is None:
+            return solution
+        return packing.unpacked(solution, position.solver_state)
 
 
 def interpolates_well(solver: dfx.AbstractSolver) -> bool:

@@ -43,15 +43,20 @@ class Form(eqx.Module):
         ]
         return jtu.tree_unflatten(self.structure, leaves)
 
-    def spread(self, of_rows: Params) -> Params:
-        """A number for each row of the parameters, for each entry."""
-        leaves = [
-            jnp.broadcast_to(rows.reshape(-1, *[1] * (len(shape) - 1)), shape)
-            if shape
-            else rows.reshape(())
-            for rows, shape in zip(jtu.tree_leaves(of_rows), self.shapes, strict=True)
+    def spread(self, of_rows: Float[Array, " rows"]) -> Float[Array, " P"]:
+        """A number for each row of each array, for each entry."""
+        rows = [shape[0] if shape else 1 for shape in self.shapes]
+        each = [
+            int(np.prod(shape)) // max(number, 1)
+            for shape, number in zip(self.shapes, rows, strict=True)
         ]
-        return jtu.tree_unflatten(self.structure, leaves)
+        parts = [
+            jnp.broadcast_to(part[:, None], (len(part), times)).reshape(-1)
+            for part, times in zip(
+                jnp.split(of_rows, np.cumsum(rows)[:-1]), each, strict=True
+            )
+        ]
+        return jnp.concatenate(parts)
 
 
 def unflattener(like: Params) -> Callable[[Float[Array, " P"]], Params]:

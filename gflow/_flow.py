@@ -9,10 +9,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
-from ._norms import inner, log_norm, norms, square_norm, unit
+from ._norms import inner, log_norm, square_norm, unit
 from ._problem import AbstractProblem
 from ._times import time_after
-from ._types import BoolScalar, Params, Scalar
+from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
 from .fields import GradientField, Velocity
 from .flows import AbstractMotion
@@ -257,12 +257,3 @@ def loss_in_units(
     return jnp.where(
         jnp.isnan(log_loss), loss * jnp.exp(-log_unit), jnp.exp(log_loss - log_unit)
     )
-
-
-def sizes(state: FlowState, by_rows: BoolScalar) -> FlowState:
-    """The norm of each parameter array, and the bookkeeping's absolute values.
-
-    It is there for every row of the array, or the row's own is.
-    """
-    sized = jtu.tree_map(jnp.abs, state)
-    return eqx.tree_at(lambda s: s.params, sized, norms(state.params, by_rows))

@@ -95,9 +95,10 @@ class Runner(eqx.Module):
         )
         if _shape(solver_state) == _shape(position.solver_state):
             solver_state = position.solver_state
-        return Position(
-            position.reading, wanted, solver_state, position.controller_state
+        controller_state = self.engine.controller.adapted(
+            position.controller_state, wanted
         )
+        return Position(position.reading, wanted, solver_state, controller_state)
 
     def taken_over(self, log_elapsed: Scalar, state: FlowState) -> Position:
         """The position where another route arrived; this one's clock tells the time."""

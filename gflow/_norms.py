@@ -5,11 +5,10 @@ squares are zero in float64. Every norm here divides by the largest entry first,
 least where it has to.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._lanes import anywhere
@@ -60,55 +59,49 @@ def row_norms(x: Float[Array, "..."]) -> Float[Array, " rows"]:
 
 def norms(
     tree: PyTree[Float[Array, "..."]], by_rows: BoolScalar
-) -> PyTree[Float[Array, " _"]]:
-    """Of each array as many norms as it has rows: each row's, or all the array's."""
-
-    def row_squares(x: Array) -> Array:
-        rows = _rows(x)
-        return jnp.sum(rows * rows, axis=1)
-
-    def chosen(rows: Array, whole: Array) -> Array:
-        return jnp.where(by_rows, rows, whole)
-
+) -> Float[Array, " rows"]:
+    """For each row of each array its norm, or that of all the array."""
+    leaves = _same_dtype(tree)
     # One pass over the entries where squares are numbers, a second one for the largest
     # entries where they are not.
-    squares = jtu.tree_map(row_squares, tree)
-    squares = jtu.tree_map(lambda s: chosen(s, jnp.sum(s)), squares)
-    good = jtu.tree_map(lambda s, x: _representable(s, x.size), squares, tree)
-    direct = jtu.tree_map(jnp.sqrt, squares)
+    rows = [_rows(leaf) for leaf in leaves]
+    squares = _of_all([jnp.sum(x * x, axis=1) for x in rows], by_rows)
+    number = np.repeat([leaf.size for leaf in leaves], [len(x) for x in rows])
+    good = _representable(squares, jnp.asarray(number, squares.dtype))
+    direct = jnp.sqrt(squares)
 
-    def careful() -> Any:
+    def careful() -> Array:
         # Lane by lane: what another one of `vmap` needs must not change this one.
-        return jtu.tree_map(
-            lambda g, d, x: jnp.where(g, d, chosen(row_norms(x), array_norm(x))),
-            good,
-            direct,
-            tree,
-        )
+        each = [jnp.where(by_rows, row_norms(x), array_norm(x)) for x in leaves]
+        return jnp.where(good, direct, jnp.concatenate(each))
 
-    bad = jnp.stack([~jnp.all(g) for g in jtu.tree_leaves(good)])
-    return jax.lax.cond(anywhere(bad), careful, lambda: direct)
+    return jax.lax.cond(anywhere(~jnp.all(good)), careful, lambda: direct)
 
 
 def norms_over(
     tree: PyTree[Float[Array, "..."]],
-    sizes: PyTree[Float[Array, " _"]],
+    sizes: Float[Array, " rows"],
     by_rows: BoolScalar,
-) -> PyTree[Float[Array, " _"]]:
-    """The same, divided by sizes: those of rows or, in each, of all the array."""
+) -> Float[Array, " rows"]:
+    """The same, divided by sizes."""
+    # Scaled before they are squared, so that what underflows is nothing to the sizes.
+    # (Where these are zero, what is not is too large.)
+    scales = jnp.minimum(1 / sizes, jnp.finfo(sizes.dtype).max)
+    rows = [_rows(leaf) for leaf in _same_dtype(tree)]
+    ends = np.cumsum([len(x) for x in rows])
+    scaled = [
+        x * scale[:, None]
+        for x, scale in zip(rows, jnp.split(scales, ends[:-1]), strict=True)
+    ]
+    return jnp.sqrt(_of_all([jnp.sum(x * x, axis=1) for x in scaled], by_rows))
 
-    def one(x: Array, size: Array) -> Array:
-        # Scaled before they are squared, so that what underflows is nothing to the
-        # sizes. (Where these are zero, what is not is too large.)
-        scale = jnp.minimum(1 / size, jnp.finfo(x.dtype).max).astype(x.dtype)
-        rows = _rows(x) * scale[:, None]
-        squares = jnp.sum(rows * rows, axis=1)
-        return jnp.sqrt(jnp.where(by_rows, squares, jnp.sum(squares)))
 
-    return jtu.tree_map(one, tree, sizes)
+def _of_all(squares: list[Array], by_rows: BoolScalar) -> Float[Array, " rows"]:
+    # Of rows, or in place of each the sum over its array.
+    return jnp.concatenate([jnp.where(by_rows, s, jnp.sum(s)) for s in squares])
 
 
-def _representable(square: Array, size: int) -> Array:
+def _representable(square: Array, size: Array) -> Array:
     # A sum of squares of which neither overflow nor underflow has taken a digit.
     info = jnp.finfo(square.dtype)
     return (square > size * info.tiny / info.eps) & (square < info.max)
@@ -130,7 +123,8 @@ def square_norm(tree: PyTree[Float[Array, "..."]], scale: Scalar) -> Scalar:
     """‖scale · x‖₂² of all the arrays of a PyTree together."""
     total = jnp.zeros_like(scale)
     for leaf in _same_dtype(tree):
-        square = _sum_of_squares(scale.astype(leaf.dtype) * leaf)
+        scaled = scale.astype(leaf.dtype) * leaf.reshape(-1)
+        square = jnp.dot(scaled, scaled, precision=jax.lax.Precision.HIGHEST)
         total = total + square.astype(scale.dtype)
     return total
 

@@ -27,6 +27,7 @@ from ._engine import (
     position_at,
 )
 from ._flow import FlowState
+from ._packed import PackedDense
 from ._types import BoolScalar, IntScalar, Scalar
 
 
@@ -42,7 +43,7 @@ ARRIVED = 1e3
 class Stretch(eqx.Module):
     """A few steps of the solver, with dense output over them."""
 
-    dense: dfx.DenseInterpolation
+    dense: dfx.DenseInterpolation | PackedDense
     step_ends: Float[Array, " steps"]  # padded with inf
     position: Position
     counts: Counts
@@ -78,7 +79,7 @@ def run_stretch(engine: Engine, start: Position, end: Scalar, steps: int) -> Str
         start, end, saveat, max_steps=steps, adjoint=dfx.ForwardMode()
     )
     return Stretch(
-        dense=cast(dfx.DenseInterpolation, solution.interpolation),
+        dense=cast(Any, solution.interpolation),
         step_ends=cast(Any, solution.ts)["ends"],
         position=position_at(solution, "end"),
         counts=counts_of(solution),

@@ -50,15 +50,15 @@ class Square(AbstractLoss):
             )
 
     def linearise(self, outputs: Float[Array, "examples ..."], y: Array) -> Linearised:
-        residual = outputs - y.reshape(outputs.shape)
-        log_scale, unit_residual = _scale_out(residual)
+        residual = y.reshape(outputs.shape) - outputs
+        log_scale, pull = _scale_out(residual)
         shift = self.log_reduction(residual.shape[0])
-        half_square = 0.5 * jnp.sum(unit_residual**2)
+        half_square = 0.5 * jnp.sum(pull**2)
         safe = jnp.where(half_square == 0, 1, half_square)
         log_loss = 2 * log_scale + jnp.log(safe) + shift
         # Not e^log_loss, which has no second derivative where the residual is zero.
         loss = math.exp(shift) * 0.5 * jnp.sum(residual**2)
-        return Linearised(log_loss, log_scale + shift, -unit_residual, loss)
+        return Linearised(log_loss, log_scale + shift, pull, loss)
 
     def margins(self, outputs, y):
         return _labels_margins(outputs, y)

@@ -19,7 +19,6 @@ from ._bdf import BDF, BDFState, _integrated, _num_coupled
 from ._bill import billed
 from ._monitor import Monitor, started
 from ._order import SAFETY
-from ._pack import packing
 from ._tolerance import Tolerance
 from ._track import log_time_of
 from ._tsit5 import Tsit5
@@ -192,8 +191,8 @@ def _explicit_step(
     # The first stage is new where there is none from the last step.
     gradients = 6 + state.explicit[0].astype(int)
     y1, error = billed(y0, y1, error, jnp.asarray(gradients))
-    number, (_, unpack) = _num_coupled(y0), packing(y0)
-    slopes = [flatten(_integrated(unpack(f)))[:number] for f in dense["f"]]
+    number = _num_coupled(y0)
+    slopes = [flatten(_integrated(f))[:number] for f in dense["f"]]
     return _Trial(
         y1=y1,
         error=error,

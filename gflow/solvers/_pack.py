@@ -13,16 +13,19 @@ from .._flat import flatten, unflattener
 _MOST = 30_000
 
 
+def small(like: Any) -> bool:
+    """Whether there are several arrays, all of one dtype, with few numbers in all."""
+    leaves = jtu.tree_leaves(like)
+    same = len({jnp.result_type(leaf) for leaf in leaves}) == 1
+    return len(leaves) > 1 and same and sum(jnp.size(leaf) for leaf in leaves) <= _MOST
+
+
 def packing(like: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Two functions, to and from one vector, or both the identity.
 
     That is for large trees, and for those of several dtypes.
     """
-    leaves = jtu.tree_leaves(like)
-    same = len({jnp.result_type(leaf) for leaf in leaves}) == 1
-    if len(leaves) > 1 and same and sum(jnp.size(leaf) for leaf in leaves) <= _MOST:
-        return flatten, unflattener(like)
-    return _identity, _identity
+    return (flatten, unflattener(like)) if small(like) else (_identity, _identity)
 
 
 def _identity(tree: Any) -> Any:

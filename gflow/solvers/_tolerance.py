@@ -4,11 +4,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from .._controller import measures
+from .._controller import Tolerances, error_size
 from .._flat import Form, flatten
 from .._flow import FlowState
 from .._norms import norms, norms_over
@@ -31,8 +30,7 @@ class Tolerance(eqx.Module):
             size = jnp.maximum(jnp.abs(flatten(y0)), jnp.abs(flatten(y1)))
             return Measure(self.allowed(size), None, self.by_rows)
         before, after = (norms(y.params, self.by_rows) for y in (y0, y1))
-        size = jtu.tree_map(jnp.maximum, before, after)
-        allowed = jtu.tree_map(self.allowed, size)
+        allowed = self.allowed(jnp.maximum(before, after))
         return Measure(allowed, Form(y0.params), self.by_rows)
 
     def measured(self, y0: Any, y1: Any, error: Any) -> Scalar:
@@ -41,12 +39,10 @@ class Tolerance(eqx.Module):
         """
         if not isinstance(y0, FlowState):
             return self.measure(y0, y1).size(flatten(error))
-        of_all = measures(y0, y1, error, self.by_rows)
-        each = [
-            jnp.max(e / self.allowed(jnp.maximum(a, b)))
-            for a, b, e in zip(*map(jtu.tree_leaves, of_all), strict=True)
-        ]
-        return jnp.max(jnp.stack(each))
+        before, after = (norms(y.params, self.by_rows) for y in (y0, y1))
+        rtol, atol = (jnp.asarray(x, before.dtype) for x in (self.rtol, self.atol))
+        held = Tolerances(rtol, atol, self.by_rows)
+        return error_size(before, after, y0, y1, error, held)
 
     def allowed(self, size: Array) -> Array:
         """Of what is so large."""
@@ -62,7 +58,7 @@ class Measure(eqx.Module):
     """
 
     # Of each row of a flow's parameters, or of each entry.
-    allowed: Any
+    allowed: Float[Array, " rows"]
     form: Form | None
     by_rows: Any
 
@@ -70,21 +66,19 @@ class Measure(eqx.Module):
         """In the norm of the step-size controller."""
         if self.form is None:
             return optx.rms_norm(x / self.allowed)
-        each = norms_over(self.form.unflatten(x), self.allowed, self.by_rows)
-        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jtu.tree_leaves(each)]))
+        return jnp.max(norms_over(self.form.unflatten(x), self.allowed, self.by_rows))
 
     def known(self) -> "Measure":
         """With one for what was zero and stays so, of which nothing is known."""
-        allowed = jtu.tree_map(lambda a: jnp.where(a > 0, a, 1), self.allowed)
+        allowed = jnp.where(self.allowed > 0, self.allowed, 1)
         return Measure(allowed, self.form, self.by_rows)
 
     def scale(self) -> Float[Array, " P"]:
         """What is allowed of each entry."""
         if self.form is None:
             return self.allowed
-        return flatten(self.form.spread(self.allowed))
+        return self.form.spread(self.allowed)
 
     def unit(self) -> Scalar:
         """The largest, which makes errors of order one of what matters most."""
-        leaves = [jnp.max(leaf) for leaf in jtu.tree_leaves(self.allowed)]
-        return jnp.max(jnp.stack(leaves))
+        return jnp.max(self.allowed)
