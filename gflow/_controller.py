@@ -219,6 +219,8 @@ def error_size(
         share = jnp.zeros_like(share) if held_to == "nothing" else share
         known = jnp.isfinite(b) & jnp.isfinite(e)
         shares.append(jnp.where(known, share, jnp.inf))
+    if error.crowding is not None:
+        shares.append(error.crowding)
     return jnp.max(jnp.stack(shares))
 
 
@@ -229,9 +231,9 @@ def _work_of(state: Any) -> Work | None:
 def integrated(state: FlowState) -> FlowState:
     """Without what only travels with the state."""
     return eqx.tree_at(
-        lambda s: (s.work, s.pins, s.cut),
+        lambda s: (s.work, s.pins, s.cut, s.crowding),
         state,
-        (None, None, None),
+        (None, None, None, None),
         is_leaf=lambda x: x is None,
     )
 

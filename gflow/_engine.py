@@ -15,6 +15,7 @@ from ._types import IntScalar, Scalar
 from .solvers import BDF, Automatic, PrimalDual
 from .solvers._filippov import Filippov, inner_solver
 from .solvers._rkc import AbstractRKC
+from .solvers._tsit5 import Tsit5
 
 
 # Of an implicit solver in LogLogTime, in units of rtol^(1/order).
@@ -113,12 +114,16 @@ class Engine(eqx.Module):
                 )
         term, event = self.term, self.event
         state, solver_state = position.state, position.solver_state
+        solver = self.solver
         if packing is not None:
+            if isinstance(solver, Tsit5) and state.crowding is not None:
+                leaves = jtu.tree_leaves(state.params)
+                solver = Tsit5(num_params=sum(leaf.size for leaf in leaves))
             term, event = packing.term(self.field), packing.event(event)
             state, solver_state = packing.packed((state, solver_state))
         solution = dfx.diffeqsolve(
             term,
-            self.solver,
+            solver,
             position.reading,
             end,
             None,

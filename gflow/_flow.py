@@ -1,5 +1,6 @@
 """The differential equation that Diffrax solves: field × clock, and bookkeeping."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._inclusion import InclusionField
-from ._norms import inner, log_norm, square_norm, unit
+from ._norms import inner, log_norm, log_norm_at_once, square_norm, unit
 from ._problem import AbstractProblem
 from ._times import time_after
 from ._types import Params, Scalar
@@ -57,6 +58,9 @@ class FlowState(eqx.Module):
     pins: Float[Array, " K"] | None = None
     # Where the last step was cut short by a kink, or its end.
     cut: Scalar | None = None
+    # Zero; in the error of an explicit step, how near that comes to the limit of
+    # stability (see `solvers/_stability.py`). The last of all.
+    crowding: Scalar | None = None
 
 
 class FlowField(eqx.Module):
@@ -88,10 +92,11 @@ class FlowField(eqx.Module):
             log_scale = velocity.log_speed + (log_rate - log_energy) / 2
             return square_norm(velocity.direction, jnp.exp(log_scale))
 
-        if state.fallen is None:
-            dissipated, fallen = power(self.log_unit), None
-        else:
-            fallen = power(velocity.log_loss)
+        log_energy = self.log_unit if state.fallen is None else velocity.log_loss
+        spent = power(log_energy)
+        dissipated, fallen = spent, None
+        if state.fallen is not None:
+            fallen = spent
             dissipated = fallen * jnp.exp(velocity.log_loss - self.log_unit)
         return self._booked(
             state,
@@ -101,6 +106,8 @@ class FlowField(eqx.Module):
             log_rate,
             dissipated,
             fallen,
+            # ‖dW/dc‖.
+            lambda: 0.5 * (_log(spent) + log_energy + log_rate),
         )
 
     def _other(
@@ -126,6 +133,7 @@ class FlowField(eqx.Module):
             log_rate,
             cosine * jnp.exp(log_power - self.log_unit),
             fallen,
+            lambda: velocity.log_speed + log_rate + log_norm(velocity.direction),
         )
 
     def time(self, reading: Scalar, state: FlowState) -> Scalar:
@@ -153,17 +161,18 @@ class FlowField(eqx.Module):
         log_rate: Scalar,
         dissipated: Scalar,
         fallen: Scalar | None,
+        log_moved: Callable[[], Scalar],
     ) -> FlowState:
         """With the bookkeeping of -dℒ/dc, in its two units, and of `velocity`."""
-        log_speed = velocity.log_speed + log_rate
         path, motion, log_time = None, None, None
         if state.motion is not None:
             # At W = 0 any motion is infinite; counting starts after it.
-            log_w = log_norm(weights)
+            log_w = log_norm_at_once(weights)
             log_w = jnp.where(jnp.isneginf(log_w), jnp.inf, log_w)
-            motion = jnp.exp(log_speed + log_norm(velocity.direction) - log_w)
+            motion = jnp.exp(log_moved() - log_w)
         if state.path_length is not None:
-            path = jnp.exp(log_speed + log_turning(weights, velocity.direction))
+            turning = log_turning(weights, velocity.direction)
+            path = jnp.exp(velocity.log_speed + log_rate + turning)
         if state.log_time is not None:
             log_time = jnp.exp(log_rate - state.log_time)
         return FlowState(
@@ -176,6 +185,7 @@ class FlowField(eqx.Module):
             work=jtu.tree_map(jnp.zeros_like, state.work),
             pins=jtu.tree_map(jnp.zeros_like, state.pins),
             cut=jtu.tree_map(jnp.zeros_like, state.cut),
+            crowding=jtu.tree_map(jnp.zeros_like, state.crowding),
         )
 
     def derivative(
@@ -210,6 +220,7 @@ class FlowField(eqx.Module):
         motion: bool,
         work: bool = False,
         pins: int | None = None,
+        crowding: bool = False,
     ) -> FlowState:
         """The state at t0; with room for so many pinned kinks, if it has any."""
         zero = jnp.zeros_like(self.log_unit)
@@ -223,7 +234,13 @@ class FlowField(eqx.Module):
             work=no_work(zero.dtype) if work else None,
             pins=None if pins is None else jnp.zeros((pins,), zero.dtype),
             cut=None if pins is None else zero,
+            crowding=zero if crowding else None,
         )
+
+
+def _log(x: Scalar) -> Scalar:
+    # -inf at zero, with a zero (not NaN) derivative there.
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)
 
 
 def log_turning(params: Params, direction: Params) -> Scalar:

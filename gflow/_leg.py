@@ -128,6 +128,7 @@ class Runner(eqx.Module):
             work=self.blank.work,
             pins=book(state.pins, self.blank.pins),
             cut=self.blank.cut,
+            crowding=self.blank.crowding,
         )
 
     def run(
@@ -232,6 +233,8 @@ def runner(
         motion=plan.save == "adaptive",
         work=keeps_account(route.solver),
         pins=route.solver.capacity if isinstance(route.solver, Filippov) else None,
+        # Of other flows the Jacobian's norm need not be its spectral radius.
+        crowding=flow is None and isinstance(inner_solver(route.solver), dfx.Tsit5),
     )
     zero = jnp.zeros_like(times.end_reading)
     meter: dfx.AbstractProgressMeter = dfx.NoProgressMeter()

@@ -119,6 +119,17 @@ def log_norm(tree: PyTree[Float[Array, "..."]]) -> Scalar:
     return _log_root_sum(scale, total)
 
 
+def log_norm_at_once(tree: PyTree[Float[Array, "..."]]) -> Scalar:
+    """The same in one pass, and others only where squares are not numbers."""
+    square = square_norm(tree, jnp.ones((), jnp.result_type(*jtu.tree_leaves(tree))))
+    size = sum(leaf.size for leaf in jtu.tree_leaves(tree))
+    good = _representable(square, jnp.asarray(size, square.dtype))
+    log = 0.5 * jnp.log(jnp.where(good, square, 1))
+    return jax.lax.cond(
+        anywhere(~good), lambda: jnp.where(good, log, log_norm(tree)), lambda: log
+    )
+
+
 def square_norm(tree: PyTree[Float[Array, "..."]], scale: Scalar) -> Scalar:
     """‖scale · x‖₂² of all the arrays of a PyTree together."""
     total = jnp.zeros_like(scale)

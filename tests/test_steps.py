@@ -5,11 +5,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
+import gflow
 from gflow.solvers import _pack
 from gflow.solvers._chord import solve
 from gflow.solvers._hermite import Hermite
+from gflow.solvers._stability import crowding, reach_of
 from gflow.solvers._tolerance import Measure
 from gflow.solvers._tsit5 import Tsit5
 
@@ -39,9 +40,7 @@ def run(solver, rate, times):
     )
 
 
-@pytest.mark.parametrize("most", [0, 30_000])
-def test_written_out_it_is_diffrax_tsit5(most, monkeypatch):
-    monkeypatch.setattr(_pack, "_MOST", most)
+def test_written_out_it_is_diffrax_tsit5():
     times, rate = jnp.linspace(0.0, 5.0, 23), jnp.asarray(0.4)
     ours, theirs = (run(s, rate, times) for s in (Tsit5(), dfx.Tsit5()))
     assert ours.stats["num_steps"] == theirs.stats["num_steps"] > 20
@@ -51,8 +50,6 @@ def test_written_out_it_is_diffrax_tsit5(most, monkeypatch):
     for t in (0.1, 2.3, 4.9):
         for a, b in zip(ours.evaluate(t), theirs.evaluate(t), strict=True):
             np.testing.assert_allclose(a, b, **tolerance(np.float64))
-    if most == 0:
-        return
     # Lane by lane, and differentiated.
     rates = jnp.array([0.4, 30.0])
     lanes = jax.vmap(lambda r: run(Tsit5(), r, times).ys[1])(rates)
@@ -81,6 +78,128 @@ def test_float32_and_arrays_of_two_dtypes():
         for leaf, first in zip(*map(jax.tree.leaves, (sol.ys, y0)), strict=True):
             assert leaf.dtype == first.dtype
             np.testing.assert_allclose(leaf, np.exp(-1), rtol=1e-4)
+
+
+# Explicit steps that stay inside of the region of stability
+
+
+def test_reach_is_the_step_times_the_spectral_radius():
+    rates = jnp.array([1.0, 7.0, 40.0])
+    term = dfx.ODETerm(lambda t, y, args: -rates * y)
+    solver, t0, h = Tsit5(), jnp.asarray(0.0), jnp.asarray(0.05)
+    y = jnp.array([1e-6, 1e-6, 1.0])
+    slope = solver.init(term, t0, h, y, None)
+    *_, reached = solver.advance(term, t0, h, y, None, slope, False)
+    np.testing.assert_allclose(reached, 0.05 * 40, rtol=1e-4)
+    # At rest nothing is known.
+    *_, reached = solver.advance(term, t0, h, 0 * y, None, 0 * y, False)
+    assert reached == 0
+    # It is what limits the step: |R(-3.5)| = 1.
+    assert crowding(jnp.asarray(3.19)) < 1 < crowding(jnp.asarray(3.21))
+
+
+def test_reach_from_what_diffrax_keeps_of_a_step():
+    matrix = jnp.asarray(rng(3).normal(size=(4, 4)))
+    term = dfx.ODETerm(lambda t, y, args: -matrix @ matrix.T @ y)
+    t0, h, y = jnp.asarray(0.0), jnp.asarray(0.1), jnp.asarray(rng(4).normal(size=4))
+    ours, theirs = Tsit5(), dfx.Tsit5()
+    slope = ours.init(term, t0, h, y, None)
+    *_, reached = ours.advance(term, t0, h, y, None, slope, False)
+    state = theirs.init(term, t0, h, y, None)
+    _, _, dense, _, _ = theirs.step(term, t0, h, y, None, state, False)
+    np.testing.assert_allclose(reach_of(theirs, dense["k"]), reached, rtol=1e-9)
+
+
+def test_where_stability_limits_the_steps_there_is_no_noise():
+    g = rng(5)
+    model = gflow.nn.TwoLayer(3, 8, jnp.tanh, key=jax.random.key(1))
+    data = 3 * g.normal(size=(20, 3)), g.normal(size=20)
+
+    def solve(rtol):
+        return gflow.integrate(
+            model,
+            data,
+            gflow.losses.Square(),
+            (0.0, 10.0),
+            solver=dfx.Tsit5(),
+            clock=gflow.clocks.Physical(),
+            save_at=[1.0, 10.0],
+            rtol=rtol,
+        )
+
+    rough, fine = solve(1e-4), solve(1e-7)
+    # (Which it does: a thousandth of the error asks for no more steps.)
+    assert rough.stats["num_steps"] > 300
+    assert int(fine.stats["num_steps"]) < 1.3 * int(rough.stats["num_steps"])
+    # With steps at the edge of stability it is 1.5e-2.
+    assert np.max(np.abs(rough.energy_defect)) < 1e-4
+    np.testing.assert_allclose(rough.final.weight, fine.final.weight, atol=2e-5)
+
+
+# Small states as one vector
+
+
+def problem():
+    """A network of two arrays and six examples."""
+    g = rng(1)
+    model = gflow.nn.TwoLayer(3, 4, gflow.nn.squared_relu, key=jax.random.key(0))
+    return model, (g.normal(size=(6, 3)), np.where(g.normal(size=6) > 0, 1.0, -1.0))
+
+
+def test_as_one_vector_or_not_it_is_the_same_solve(monkeypatch):
+    model, data = problem()
+
+    def seen(state):
+        return state.log_loss + 3.0
+
+    def solve(max_steps, **options):
+        return gflow.integrate(
+            model,
+            data,
+            gflow.losses.Logistic(),
+            (0.0, 50.0),
+            rtol=1e-7,
+            solver=dfx.Tsit5(),
+            observe=["path_length"],
+            max_steps=max_steps,
+            **options,
+        )
+
+    for options in ({}, {"save_at": [1.0, 20.0], "events": seen}):
+        monkeypatch.setattr(_pack, "_MOST", 30_000)
+        packed = solve(4000, **options)
+        monkeypatch.setattr(_pack, "_MOST", 0)
+        # (Another number, for another program.)
+        plain = solve(4001, **options)
+        assert packed.result == plain.result
+        assert packed.stats == plain.stats
+        assert packed.log_t.shape == plain.log_t.shape
+        for a, b in zip(
+            jax.tree.leaves((packed.models, packed.observed, packed.resume.position)),
+            jax.tree.leaves((plain.models, plain.observed, plain.resume.position)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_resumed_with_the_error_measured_otherwise():
+    """It holds each row to what it asks for, as if it had done so from the start."""
+    model, data = problem()
+
+    def solve(**options):
+        return gflow.integrate(
+            model, data, gflow.losses.Logistic(), (0.0, 50.0), rtol=1e-7, **options
+        )
+
+    part = solve(max_steps=32, throw=False, error_by="arrays")
+    rest = solve(resume=part, error_by="rows")
+    again = solve(max_steps=32, throw=False, error_by="rows")
+    sizes = rest.resume.position.controller_state.sizes
+    assert sizes.shape == again.resume.position.controller_state.sizes.shape
+    weights = (rest.final.weight, rest.final.outer[:, None])
+    rows = [np.linalg.norm(w, axis=1) for w in weights]
+    np.testing.assert_allclose(sizes, np.concatenate(rows), rtol=1e-12)
+    assert np.max(np.abs(rest.energy_defect)) < 1e-6
 
 
 # Dense output of stabilised methods

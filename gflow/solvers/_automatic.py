@@ -8,17 +8,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array
 
 from .._flat import Form, flatten
 from .._flow import FlowState
 from .._lanes import anywhere, either
 from .._types import BoolScalar, IntScalar, Scalar
 from . import _past as past
-from ._bdf import BDF, BDFState, _integrated, _num_coupled
+from ._bdf import BDF, BDFState, _field, _integrated, _num_coupled
 from ._bill import billed
 from ._monitor import Monitor, started
 from ._order import SAFETY
+from ._stability import crowding
 from ._tolerance import Tolerance
 from ._track import log_time_of
 from ._tsit5 import Tsit5
@@ -42,8 +42,8 @@ _FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.0)
 class AutomaticState(eqx.Module):
     """What is carried from step to step."""
 
-    # Tsit5's own: whether its first stage is yet to be evaluated, and that stage.
-    explicit: Any
+    # Whether Tsit5's first stage is yet to be evaluated, and that stage.
+    explicit: tuple[BoolScalar, Any]
     implicit: BDFState
     monitor: Monitor
     last_size: Scalar  # of the last explicit step's error
@@ -125,12 +125,13 @@ class Automatic(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args) -> AutomaticState:
         implicit = self.implicit.init(terms, t0, t1, y0, args)
         return AutomaticState(
-            explicit=self.explicit.init(terms, t0, t1, y0, args),
+            explicit=(jnp.asarray(False), self.explicit.init(terms, t0, t1, y0, args)),
             implicit=implicit,
             monitor=started(self.begins_implicit, implicit.rate),
             last_size=jnp.ones_like(implicit.rate),
         )
 
+    @eqx.filter_jit
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         state: AutomaticState = solver_state
         monitor = state.monitor
@@ -177,11 +178,15 @@ class Automatic(dfx.AbstractAdaptiveSolver):
 def _explicit_step(
     solver, tolerance, terms, t0, t1, y0, args, made_jump, state
 ) -> _Trial:
-    y1, error, dense, after, _ = solver.step(
-        terms, t0, t1, y0, args, state.explicit, made_jump
+    first, slope = state.explicit
+    y1, error, dense, after, reach = solver.advance(
+        terms, t0, t1, y0, args, slope, first | made_jump
     )
     seen = tolerance.measured(y0, y1, error)
-    size = jnp.where(jnp.isfinite(seen), seen / _STRICTER, jnp.inf)
+    size = seen / _STRICTER
+    if _field(args) is not None:
+        size = jnp.maximum(size, crowding(reach))
+    size = jnp.where(jnp.isfinite(seen), size, jnp.inf)
     safe = jnp.clip(size, 1e-10, 1e10)
     factor = SAFETY * safe ** (-_NOW / _ORDER) * state.last_size ** (_BEFORE / _ORDER)
     longer = jnp.clip(factor, SAFETY * (1 + 1e-6), _MOST)
@@ -189,33 +194,19 @@ def _explicit_step(
     meant = (SAFETY / jnp.where(size <= 1, longer, shorter)) ** _ORDER
     error = _scaled(error, jnp.where(seen > 0, meant / jnp.where(seen > 0, seen, 1), 0))
     # The first stage is new where there is none from the last step.
-    gradients = 6 + state.explicit[0].astype(int)
+    gradients = 6 + first.astype(int)
     y1, error = billed(y0, y1, error, jnp.asarray(gradients))
-    number = _num_coupled(y0)
-    slopes = [flatten(_integrated(f))[:number] for f in dense["f"]]
     return _Trial(
         y1=y1,
         error=error,
         dense=_as_polynomial(solver, dense, t0, t1, y0, y1),
-        explicit=after,
+        explicit=(jnp.zeros_like(first), after),
         implicit=state.implicit,
         gradients=jnp.asarray(gradients),
         growing=jnp.asarray(False),
         size=safe,
-        radius=_radius(solver, slopes, jnp.asarray(t1 - t0, size.dtype)),
+        radius=reach / jnp.asarray(t1 - t0, size.dtype),
     )
-
-
-def _radius(solver: Any, slopes: list[Array], h: Scalar) -> Scalar:
-    """‖f(g₇) - f(g₆)‖/‖g₇ - g₆‖, g the last two stages, both at the step's end."""
-    a = solver.tableau.a_lower
-    last, before = a[5], [*a[4], 0.0]
-    weights = [float(x - y) for x, y in zip(last, before, strict=True)]
-    apart = sum(w * f for w, f in zip(weights, slopes[:6], strict=True))
-    moved = slopes[6] - slopes[5]
-    size = jnp.sqrt(jnp.sum(apart**2)) * h
-    ratio = jnp.sqrt(jnp.sum(moved**2)) / jnp.where(size > 0, size, 1)
-    return jnp.where((size > 0) & jnp.isfinite(ratio), ratio, 0)
 
 
 def _as_polynomial(solver, dense, t0, t1, y0, y1) -> dict[str, Any]:

@@ -163,6 +163,7 @@ class BDF(dfx.AbstractAdaptiveSolver):
             num_jacobians=whole,
         )
 
+    @eqx.filter_jit
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del made_jump
         state: BDFState = solver_state

@@ -18,6 +18,7 @@ from .._settle import settle
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ._crossing import first_crossing
 from ._primal_dual import Holding, PrimalDual, weighted
+from ._stability import crowding, reach_of
 from ._tolerance import Tolerance
 from ._track import Track, Turn, in_series, log_time_of, logged, started
 from ._walk import cut_interpolation, each_look, each_stage, select, walk
@@ -116,6 +117,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         """The pinned kinks, as the state carries them."""
         return solver_state[1].pattern.pins.astype(like.dtype)
 
+    @eqx.filter_jit
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, track = solver_state
         rejected = track.failure != 0
@@ -143,6 +145,9 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         y1, error, dense, inner, result = solver.step(
             terms, t0, t1, y0, told, inner, jumped
         )
+        if y0.crowding is not None:
+            near = crowding(reach_of(solver, dense["k"].params))
+            error = eqx.tree_at(lambda e: e.crowding, error, near)
 
         def turned(state, pattern, event, asked) -> Turn:
             return self._turned(self.frozen, state.params, pattern, event, asked)

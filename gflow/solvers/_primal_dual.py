@@ -135,6 +135,7 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         slope = gradient - self._decay * flatten(params) / scale
         return PrimalDualState(log_weights, slope, velocity.multipliers)
 
+    @eqx.filter_jit
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del terms, made_jump
         y1, error, dense, state, _ = self.advance(t0, t1, y0, args, solver_state)

@@ -75,6 +75,7 @@ class AbstractRKC(dfx.AbstractAdaptiveSolver):
             num_gradients=whole + 1,
         )
 
+    @eqx.filter_jit
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         pack, unpack = packing(y0)
         dtype = solver_state.spectrum.radius.dtype
