@@ -8,9 +8,9 @@ from ._run import Run
 
 # Of rtol (benchmarks/laws_by_example.txt). Most flows come to about one time the
 # tolerance; 40, and 200 of log ℒ, where W moves along a straight line with long steps,
-# whose error is all that is controlled. Explicit steps at the limit of their stability
-# come to thousands of log ℒ: stiff components of the gradient are noise there. That is
-# a failure.
+# whose error is all that is controlled. Explicit steps at the very limit of their
+# stability, as solvers other than Tsit5 take them, come to thousands of log ℒ: stiff
+# components of the gradient are noise there. That is a failure.
 _ENERGY, _LATE_ENERGY = 100.0, 500.0
 # A rise is the difference of two errors of the margins, which are L rtol of them each.
 _RISE = 5.0
