@@ -208,9 +208,9 @@ def _track(leg: Leg) -> Joined:
     # Without what only one of the legs keeps.
     def plain(state: FlowState) -> FlowState:
         return eqx.tree_at(
-            lambda s: (s.log_time, s.work),
+            lambda s: (s.log_time, s.work, s.crowding),
             state,
-            (None, None),
+            (None, None, None),
             is_leaf=lambda x: x is None,
         )
 
