@@ -184,15 +184,9 @@ def _():
 
 @column("I1", "initialisations", "digits, 100 squared ReLU networks, log t = 200")
 def _():
-    why = (
-        "explicit steps at the limit of their stability, at a loose tolerance. W is "
-        "not affected, but stiff components of the gradient are noise, whose square "
-        "the solve integrates (docs: The late phase)."
-    )
-    broken = ["energy identity, late"]
     data, loss = initialisations.data(), initialisations.LOSS
     keys = jax.random.split(jax.random.key(0), initialisations.COUNT)
-    return Flow(initialisations.flow(keys), data, loss, broken=broken, why=why)
+    return Flow(initialisations.flow(keys), data, loss)
 
 
 @column("G1", "growth_rates", "one iris, three balanced linear layers")

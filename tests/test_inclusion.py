@@ -288,3 +288,17 @@ def test_noise_does_not_make_pins_leave():
     for sol, rtol in ((rough, 1e-5), (fine, 1e-7)):
         assert np.max(np.abs(sol.energy_defect)) < 3 * rtol
     np.testing.assert_allclose(rough.log_loss, fine.log_loss, rtol=0, atol=1e-7)
+
+
+def test_nor_in_single_precision():
+    # (With steps at the edge of stability kinks are met over and over, and it stops.)
+    g = np.random.default_rng(0)
+    model = gflow.nn.TwoLayer(3, 8, relu, key=jax.random.key(1), dtype=jnp.float32)
+    x = jnp.asarray(g.normal(size=(20, 3)), jnp.float32)
+    y = jnp.asarray(np.where(g.normal(size=20) > 0, 1.0, -1.0), jnp.float32)
+    sol = gflow.integrate(
+        model, (x, y), Square(), (0.0, 30.0), save_at=[30.0], rtol=1e-3, throw=False
+    )
+    assert sol.result == gflow.RESULTS.successful
+    assert sol.energy_defect.dtype == jnp.float32
+    assert np.max(np.abs(sol.energy_defect)) < 1e-3
