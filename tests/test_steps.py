@@ -107,7 +107,7 @@ def test_reach_from_what_diffrax_keeps_of_a_step():
     *_, reached = ours.advance(term, t0, h, y, None, slope, False)
     state = theirs.init(term, t0, h, y, None)
     _, _, dense, _, _ = theirs.step(term, t0, h, y, None, state, False)
-    np.testing.assert_allclose(reach_of(theirs, dense["k"]), reached, rtol=1e-9)
+    np.testing.assert_allclose(reach_of(theirs, dense["k"], y), reached, rtol=1e-9)
 
 
 def test_where_stability_limits_the_steps_there_is_no_noise():

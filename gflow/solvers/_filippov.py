@@ -146,7 +146,7 @@ class Filippov(dfx.AbstractAdaptiveSolver):
             terms, t0, t1, y0, told, inner, jumped
         )
         if y0.crowding is not None:
-            near = crowding(reach_of(solver, dense["k"].params))
+            near = crowding(reach_of(solver, dense["k"].params, y1.params))
             error = eqx.tree_at(lambda e: e.crowding, error, near)
 
         def turned(state, pattern, event, asked) -> Turn:

@@ -85,7 +85,7 @@ class Tsit5(dfx.Tsit5):
             jtu.tree_map(jnp.subtract, self._params(a), self._params(b))
             for a, b in ((y1, before), (slopes[-1], slopes[-2]))
         )
-        far = reach(moved, apart)
+        far = reach(moved, apart, self._params(y1))
         # The last stage is the step's end.
         return y1, error, dense, slopes[-1], h.astype(far.dtype) * far
 
