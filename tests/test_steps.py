@@ -165,7 +165,7 @@ def test_as_one_vector_or_not_it_is_the_same_solve(monkeypatch):
             **options,
         )
 
-    for options in ({}, {"save_at": [1.0, 20.0], "events": seen}):
+    for options in ({"save_at": "steps"}, {"save_at": [1.0, 20.0], "events": seen}):
         monkeypatch.setattr(_pack, "_MOST", 30_000)
         packed = solve(4000, **options)
         monkeypatch.setattr(_pack, "_MOST", 0)
