@@ -95,7 +95,7 @@ class _Relu(_Value):
         if self._array is None:
             z = self.before.array
             on = self._taken.take("relu", z, kinked=self.before.kinked)
-            self._array = _blend(on, z, jnp.zeros_like(z))
+            self._array = jnp.where(on, z, 0) if on.dtype == bool else on * z
         return self._array
 
 
@@ -273,13 +273,18 @@ def _larger(name: str, a: Any, b: Any, taken: Taken, kinked: bool) -> _Value:
         outside | inside, jnp.where(outside, 1, -1).astype(a.dtype), safe_a - safe_b
     )
     on = taken.take(name, difference, kinked=kinked)
-    return _Value(_blend(on, a, b), True, True)
+    if on.dtype == bool:
+        return _Value(jnp.where(on, a, b), True, True)
+    # Padding takes part with a weight of zero, which needs a finite number.
+    safe_a, safe_b = jnp.where(inside, b, a), jnp.where(outside, a, b)
+    return _Value(on * safe_a + (1 - on) * safe_b, True, True)
 
 
 def _abs(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     (x,) = inputs
     on = taken.take("abs", x.array, kinked=x.kinked)
-    return _Value(_blend(on, x.array, -x.array), True, True)
+    sign = jnp.where(on, 1, -1) if on.dtype == bool else 2 * on - 1
+    return _Value(sign.astype(x.array.dtype) * x.array, True, True)
 
 
 def _sign(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:

@@ -14,6 +14,7 @@ from ._frozen import Frozen
 from ._norms import array_norm, log_norm
 from ._plan import Route
 from ._problem import Problem, dtype_of
+from ._sliding import on_kink
 from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
 from ._stiffness import Stiffness, affords_curvature, stiffness
@@ -30,7 +31,9 @@ from .clocks import (
 )
 from .fields import GradientField
 from .solvers import BDF, RKC3, Automatic, PrimalDual
-from .solvers._filippov import Filippov, inner_solver
+from .solvers._filippov import Filippov
+from .solvers._inner import inner_solver
+from .solvers._switching import Switching
 from .solvers._tolerance import Tolerance
 from .solvers._tsit5 import Tsit5
 
@@ -38,8 +41,9 @@ from .solvers._tsit5 import Tsit5
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
 _PINS = 64
 _FEW_PARAMETERS = 20_000
-# Kinks that a step may go across; they take room for four states each.
-_EVENTS = 8
+# Kinks that may be pinned at once by a solver that steps across kinks, and the numbers
+# that their normals may take.
+_MOST_PINS, _NUMBERS = 256, 20_000_000
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -246,23 +250,16 @@ def _following(
     params: Params,
     branch: str,
     held: Tolerances,
-) -> Filippov:
+) -> Filippov | Switching:
     """The solver, made to follow the kinks."""
-    if not isinstance(solver, (dfx.AbstractERK, PrimalDual)):
-        raise ValueError(
-            "kinks='auto' follows the model's kinks from one to the next with explicit "
-            "Runge-Kutta methods and with gflow.solvers.PrimalDual, not with "
-            f"{type(solver).__name__}; leave solver out, or pass kinks='autodiff', "
-            "which is the gradient flow only away from kinks."
-        )
     size = sum(leaf.size for leaf in jtu.tree_leaves(params))
-    small = size <= _FEW_PARAMETERS
-    room = min(frozen.total, _PINS if small else _PINS // 4)
-    tolerance, most = None, 1
-    if isinstance(solver, dfx.AbstractERK):
-        tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
-        most = _EVENTS if small else 1
-    return Filippov(solver, frozen, branch, room, tolerance, most)
+    if isinstance(solver, PrimalDual):
+        few = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
+        return Filippov(solver, frozen, branch, min(frozen.total, few))
+    room = min(frozen.total, _MOST_PINS, max(8, _NUMBERS // max(size, 1)))
+    tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
+    resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
+    return Switching(solver, frozen, tolerance, branch, room, resolves)
 
 
 def _check_primal_dual(problem: Problem, clock: AbstractClock) -> None:

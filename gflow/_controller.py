@@ -12,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from ._flat import Form
-from ._flow import FlowState, Work
+from ._flow import FlowState, SwitchingError, Work
 from ._norms import array_norm, norms, norms_over
 from ._problem import dtype_of
 from ._types import BoolScalar, Params, Scalar
@@ -60,6 +60,8 @@ class ControllerState(eqx.Module):
     # Of the state's rows, or of the arrays that they are in.
     sizes: Float[Array, " rows"] | None = None
     by_rows: BoolScalar | None = None
+    # The step that a smooth flow would have taken, where kinks made it shorter; else 0.
+    meant: Scalar | None = None
 
 
 class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
@@ -101,15 +103,19 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         # (It never looks at more than a size in units of what is tolerated.)
         blank = jnp.zeros((), now.dtype)
         end, inner = self.pid.init(terms, t0, t1, blank, dt0, args, func, error_order)
-        return end, ControllerState(inner, end, y0.work, now, self.by_rows)
+        meant = None if y0.switching is None else jnp.zeros_like(end)
+        return end, ControllerState(inner, end, y0.work, now, self.by_rows, meant)
 
     def adapted(self, earlier: ControllerState, y0: FlowState) -> ControllerState:
         """The state of an earlier solve, which may have measured otherwise."""
         assert earlier.sizes is not None
         same = jnp.asarray(earlier.by_rows) == self.by_rows
         now = jnp.where(same, earlier.sizes, norms(y0.params, self.by_rows))
+        meant = None if y0.switching is None else jnp.zeros_like(earlier.next_end)
+        if meant is not None and earlier.meant is not None:
+            meant = earlier.meant
         return ControllerState(
-            earlier.inner, earlier.next_end, earlier.spent, now, self.by_rows
+            earlier.inner, earlier.next_end, earlier.spent, now, self.by_rows, meant
         )
 
     def adapt_step_size(
@@ -123,6 +129,12 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         keep, next_start, next_end, jump, inner, result = self.pid.adapt_step_size(
             t0, t1, none, none, args, size, error_order, controller_state.inner
         )
+        meant = controller_state.meant
+        if meant is not None:
+            smooth = keep, next_start, next_end, inner
+            keep, next_start, next_end, inner, meant = _across_kinks(
+                t0, t1, smooth, y_error.switching, controller_state
+            )
         cut = y1_candidate.cut
         if cut is not None:
             # A step that met a kink ends there, and the next one is as long as it would
@@ -141,7 +153,7 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         if spent is not None and trial is not None:
             spent = spent + trial
         now = jnp.where(keep, after, before)
-        state = ControllerState(inner, next_end, spent, now, self.by_rows)
+        state = ControllerState(inner, next_end, spent, now, self.by_rows, meant)
         return keep, next_start, next_end, jump, state, result
 
     def _state(self, given: Any) -> Any:
@@ -172,6 +184,30 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
         h1 = (0.01 * tolerance) ** (1 / error_order) / jnp.where(rate > 0, rate, 1)
         h1 = jnp.where((rate > 0) & jnp.isfinite(h1), h1, h0)
         return jax.lax.stop_gradient(jnp.minimum(100 * h0, h1))
+
+
+def _across_kinks(
+    t0: Any, t1: Any, smooth: Any, error: SwitchingError, before: ControllerState
+) -> tuple[Any, ...]:
+    """What becomes of a step across kinks that the smooth part would keep, or not.
+
+    A step that is too long for the kinks alone is tried again, shorter, and the step
+    that the smooth part asks for is remembered, to be taken right after.
+    """
+    keep, next_start, next_end, inner = smooth
+    length, next_length = t1 - t0, next_end - next_start
+    again = keep & (error.size > 1)
+    growth = jnp.where(error.growth > 0, error.growth, jnp.inf)
+    longer = jnp.minimum(jnp.maximum(next_length, before.meant), length * growth)
+    next_length = jnp.where(keep, longer, next_length)
+    next_length = jnp.where(again, length * error.shorter, next_length)
+    meant = jnp.maximum(before.meant, next_end - next_start)
+    meant = jnp.where(again, meant, jnp.zeros_like(meant))
+    start = jnp.where(again, t0, next_start)
+    inner = jtu.tree_map(
+        lambda old, new: jnp.where(again, old, new), before.inner, inner
+    )
+    return keep & ~again, start, start + next_length, inner, meant
 
 
 # How the bookkeeping is held: to an absolute error that is relative above one; so that
@@ -231,9 +267,9 @@ def _work_of(state: Any) -> Work | None:
 def integrated(state: FlowState) -> FlowState:
     """Without what only travels with the state."""
     return eqx.tree_at(
-        lambda s: (s.work, s.pins, s.cut, s.crowding),
+        lambda s: (s.work, s.pins, s.cut, s.switching, s.crowding),
         state,
-        (None, None, None, None),
+        (None, None, None, None, None),
         is_leaf=lambda x: x is None,
     )
 

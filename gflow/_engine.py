@@ -13,8 +13,10 @@ from ._flow import FlowField, FlowState
 from ._packed import packing_for
 from ._types import IntScalar, Scalar
 from .solvers import BDF, Automatic, PrimalDual
-from .solvers._filippov import Filippov, inner_solver
+from .solvers._filippov import Filippov
+from .solvers._inner import inner_solver
 from .solvers._rkc import AbstractRKC
+from .solvers._switching import Switching
 from .solvers._tsit5 import Tsit5
 
 
@@ -64,6 +66,7 @@ class Engine(eqx.Module):
     def args(self) -> FlowField | None:
         """What a solver is told beyond the term."""
         looks = isinstance(inner_solver(self.solver), (PrimalDual, BDF, Automatic))
+        looks = looks or isinstance(self.solver, Switching)
         # What they look at is the gradient flow's own.
         return self.field if looks and self.field.flow is None else None
 
@@ -89,7 +92,7 @@ class Engine(eqx.Module):
         solver_state = solver.init(
             term, reading, controller_state.next_end, state, self.args
         )
-        if isinstance(solver, Filippov):
+        if isinstance(solver, (Filippov, Switching)):
             pins = solver.pins(solver_state, state.dissipated)
             state = eqx.tree_at(lambda s: s.pins, state, pins)
         return Position(reading, state, solver_state, controller_state)
@@ -157,7 +160,8 @@ def interpolates_well(solver: dfx.AbstractSolver) -> bool:
 
 def keeps_account(solver: dfx.AbstractSolver) -> bool:
     """Whether the solver writes what each step costs into `FlowState.work`."""
-    return isinstance(solver, (PrimalDual, Filippov, AbstractRKC, BDF, Automatic))
+    follows = (Filippov, Switching)
+    return isinstance(solver, (PrimalDual, AbstractRKC, BDF, Automatic, *follows))
 
 
 def gradients_per_step(solver: dfx.AbstractSolver) -> int | None:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
-from ._inclusion import InclusionField
 from ._norms import inner, log_norm, log_norm_at_once, square_norm, unit
 from ._problem import AbstractProblem
+from ._sliding import SlidingField
 from ._times import time_after
 from ._types import Params, Scalar
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
@@ -33,6 +33,14 @@ def no_work(dtype: Any) -> Work:
     """Nothing spent."""
     zero = jnp.zeros((), dtype)
     return Work(zero, zero)
+
+
+class SwitchingError(eqx.Module):
+    """What a step-size controller must know of a step across kinks."""
+
+    size: Scalar  # of the error that this adds, in units of what is tolerated
+    shorter: Scalar  # the part of the step to try next if that is above one
+    growth: Scalar  # the most by which the next step may be longer; 0 for any
 
 
 class FlowState(eqx.Module):
@@ -58,6 +66,8 @@ class FlowState(eqx.Module):
     pins: Float[Array, " K"] | None = None
     # Where the last step was cut short by a kink, or its end.
     cut: Scalar | None = None
+    # Zero; in the error of a step across kinks, what came of that.
+    switching: "SwitchingError | None" = None
     # Zero; in the error of an explicit step, how near that comes to the limit of
     # stability (see `solvers/_stability.py`). The last of all.
     crowding: Scalar | None = None
@@ -70,7 +80,7 @@ class FlowField(eqx.Module):
     flow that starts at a loss of e^-5000 still has a measurable energy balance.
     """
 
-    field: GradientField
+    field: GradientField | SlidingField
     clock: AbstractClock
     log_unit: Scalar
     # None for the gradient flow, and t0, which other flows may ask for.
@@ -78,12 +88,24 @@ class FlowField(eqx.Module):
     start_time: Any = 0.0
 
     def __call__(self, reading: Scalar, state: FlowState, args: Any) -> FlowState:
-        # A solver that follows kinks holds a pattern of branches fixed.
-        field = args if isinstance(args, InclusionField) else self.field
         if self.flow is not None:
             return self._other(self.flow, reading, state)
-        velocity = field(state.params)
-        log_rate = self.clock.log_rate(reading, state.params, state.log_time, velocity)
+        # A solver that follows kinks holds the slopes on their sides fixed.
+        field = args.field if isinstance(args, FlowField) else self.field
+        return self.moved(reading, state, field(state.params))[0]
+
+    def moved(
+        self,
+        reading: Scalar,
+        state: FlowState,
+        velocity: Velocity,
+        log_rate: Scalar | None = None,
+    ) -> tuple[FlowState, Scalar]:
+        """d(state)/dc with this velocity, and log(dt/dc), which may be given."""
+        if log_rate is None:
+            log_rate = self.clock.log_rate(
+                reading, state.params, state.log_time, velocity
+            )
         speed = jnp.exp(velocity.log_speed + log_rate)
 
         def power(log_energy: Scalar) -> Scalar:
@@ -98,7 +120,7 @@ class FlowField(eqx.Module):
         if state.fallen is not None:
             fallen = spent
             dissipated = fallen * jnp.exp(velocity.log_loss - self.log_unit)
-        return self._booked(
+        moved = self._booked(
             state,
             jtu.tree_map(lambda d: speed * d, velocity.direction),
             state.params,
@@ -109,6 +131,7 @@ class FlowField(eqx.Module):
             # ‖dW/dc‖.
             lambda: 0.5 * (_log(spent) + log_energy + log_rate),
         )
+        return moved, log_rate
 
     def _other(
         self, flow: AbstractMotion, reading: Scalar, state: FlowState
@@ -185,6 +208,7 @@ class FlowField(eqx.Module):
             work=jtu.tree_map(jnp.zeros_like, state.work),
             pins=jtu.tree_map(jnp.zeros_like, state.pins),
             cut=jtu.tree_map(jnp.zeros_like, state.cut),
+            switching=jtu.tree_map(jnp.zeros_like, state.switching),
             crowding=jtu.tree_map(jnp.zeros_like, state.crowding),
         )
 
@@ -220,6 +244,8 @@ class FlowField(eqx.Module):
         motion: bool,
         work: bool = False,
         pins: int | None = None,
+        cut: bool = False,
+        switching: bool = False,
         crowding: bool = False,
     ) -> FlowState:
         """The state at t0; with room for so many pinned kinks, if it has any."""
@@ -233,7 +259,8 @@ class FlowField(eqx.Module):
             log_time=None if isinstance(self.clock, AbstractTimeClock) else zero,
             work=no_work(zero.dtype) if work else None,
             pins=None if pins is None else jnp.zeros((pins,), zero.dtype),
-            cut=None if pins is None else zero,
+            cut=zero if cut else None,
+            switching=SwitchingError(zero, zero, zero) if switching else None,
             crowding=zero if crowding else None,
         )
 

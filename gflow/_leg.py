@@ -32,7 +32,9 @@ from .clocks import AbstractTimeClock, Physical
 from .fields import GradientField
 from .flows import AbstractMotion
 from .solvers import BDF, Automatic, PrimalDual
-from .solvers._filippov import Filippov, inner_solver
+from .solvers._filippov import Filippov
+from .solvers._inner import inner_solver
+from .solvers._switching import Switching
 from .solvers._track import CROWDED, DISCONTINUOUS, STALLED
 
 
@@ -126,10 +128,17 @@ class Runner(eqx.Module):
             motion=book(state.motion, self.blank.motion),
             log_time=log_time,
             work=self.blank.work,
-            pins=book(state.pins, self.blank.pins),
+            pins=self._pins(state),
             cut=self.blank.cut,
+            switching=self.blank.switching,
             crowding=self.blank.crowding,
         )
+
+    def _pins(self, state: FlowState) -> Any:
+        """The pinned kinks, if this route has as much room for them."""
+        mine, blank = state.pins, self.blank.pins
+        same = mine is not None and blank is not None and mine.shape == blank.shape
+        return mine if same else blank
 
     def run(
         self,
@@ -232,7 +241,9 @@ def runner(
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
         work=keeps_account(route.solver),
-        pins=route.solver.capacity if isinstance(route.solver, Filippov) else None,
+        pins=route.solver.capacity if _follows_kinks(route.solver) else None,
+        cut=isinstance(route.solver, Filippov),
+        switching=isinstance(route.solver, Switching),
         # Of other flows the Jacobian's norm need not be its spectral radius.
         crowding=flow is None and isinstance(inner_solver(route.solver), dfx.Tsit5),
     )
@@ -246,7 +257,7 @@ def runner(
         solver=route.solver,
         controller=relative_to_arrays(
             tolerances,
-            own_steps=isinstance(route.solver, (BDF, Automatic)),
+            own_steps=isinstance(inner_solver(route.solver), (BDF, Automatic)),
             error_to_cut=isinstance(inner_solver(route.solver), PrimalDual),
         ),
         event=event(
@@ -262,6 +273,10 @@ def runner(
         progress=meter,
     )
     return Runner(plan, route, times, engine, blank, watching)
+
+
+def _follows_kinks(solver: Any) -> bool:
+    return isinstance(solver, (Filippov, Switching))
 
 
 def _shape(tree: Any) -> Any:

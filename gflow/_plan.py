@@ -11,7 +11,7 @@ from ._flow import FlowState
 from ._times import Exp, library, log_elapsed, log_of
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
 from .observe import Observer
-from .solvers._filippov import Filippov
+from .solvers._inner import inner_solver
 
 
 # Relative error of the examples' weights, of about eps log t, at which a late solve
@@ -43,10 +43,7 @@ class Route(eqx.Module):
 
     @property
     def names(self) -> tuple[str, str]:
-        solver = self.solver
-        if isinstance(solver, Filippov):
-            solver = solver.solver
-        return type(self.clock).__name__, type(solver).__name__
+        return type(self.clock).__name__, type(inner_solver(self.solver)).__name__
 
 
 class Plan(eqx.Module):

@@ -197,20 +197,44 @@ class Joined(eqx.Module):
 
 def joined(legs: tuple[Leg, ...], *, given: bool) -> Joined:
     """The kept states of all legs, each where it ran; with the end of the last one."""
-    whole = _track(legs[0])
+    tracks = _with_equal_room([_track(leg) for leg in legs])
+    whole = tracks[0]
     put = _merged if given else _appended
-    for leg in legs[1:]:
-        whole = put(whole, _track(leg), leg.stats["num_steps"] > 0)
+    for leg, track in zip(legs[1:], tracks[1:], strict=True):
+        whole = put(whole, track, leg.stats["num_steps"] > 0)
     return whole
+
+
+def _with_equal_room(tracks: list["Joined"]) -> list["Joined"]:
+    """The tracks with as much room for pinned kinks each; none is pinned in the new."""
+    if tracks[0].states.pins is None:
+        return tracks
+    most = max(track.end_state.pins.shape[0] for track in tracks)
+
+    def padded(state: FlowState) -> FlowState:
+        pins: Any = state.pins
+        more = [(0, 0)] * (pins.ndim - 1) + [(0, most - pins.shape[-1])]
+        blank = float(jnp.finfo(pins.dtype).max)
+        pins = jnp.pad(pins, more, constant_values=blank)
+        return eqx.tree_at(lambda s: s.pins, state, pins)
+
+    return [
+        eqx.tree_at(
+            lambda t: (t.states, t.end_state),
+            track,
+            (padded(track.states), padded(track.end_state)),
+        )
+        for track in tracks
+    ]
 
 
 def _track(leg: Leg) -> Joined:
     # Without what only one of the legs keeps.
     def plain(state: FlowState) -> FlowState:
         return eqx.tree_at(
-            lambda s: (s.log_time, s.work, s.crowding),
+            lambda s: (s.log_time, s.work, s.cut, s.switching, s.crowding),
             state,
-            (None, None, None),
+            (None, None, None, None, None),
             is_leaf=lambda x: x is None,
         )
 

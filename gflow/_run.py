@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array
 
 from ._controller import Tolerances
 from ._engine import Position
@@ -23,7 +24,8 @@ from ._types import IntScalar, Params
 from .fields import GradientField
 from .flows import AbstractMotion
 from .solvers import Automatic
-from .solvers._filippov import Filippov
+from .solvers._switch_log import SwitchLog
+from .solvers._switching import Switching, SwitchingState
 
 
 @eqx.filter_jit
@@ -94,7 +96,7 @@ def run(
         log_t=log_t,
         path_length=path,
         degree=plan.degree,
-        frozen=solver.frozen if isinstance(solver, Filippov) else None,
+        frozen=solver.frozen if isinstance(solver, Switching) else None,
         pins=states.pins,
         start=_first(flow, params, schedule),
     )
@@ -176,61 +178,80 @@ def _inclusion(
 ) -> Inclusion | None:
     """What a solve that follows kinks has met."""
     solver = plan.routes[0].solver
-    if not isinstance(solver, Filippov) or pins is None:
+    if not isinstance(solver, Switching) or pins is None:
         return None
-    tracks = [leg.end.solver_state[1] for leg in legs]
+    logs = [_log_of(leg.end.solver_state) for leg in legs]
     # What a leg has met that did not run is only its start.
     ran = [jnp.asarray(True)] + [leg.stats["num_steps"] > 0 for leg in legs[1:]]
-    whole = tracks[0].kinks.dtype
+    whole = logs[0].kinks.dtype
     pins = jnp.round(pins).astype(whole)
     known = reached[:, None] & (pins < solver.frozen.total)
 
-    def total(count: Any) -> IntScalar:
-        counts = [
-            jnp.where(r, count(track), 0) for r, track in zip(ran, tracks, strict=True)
-        ]
-        return sum(counts[1:], counts[0])
+    def total(name: str) -> IntScalar:
+        return sum(
+            jnp.where(r, getattr(log, name), 0)
+            for r, log in zip(ran, logs, strict=True)
+        )  # pyright: ignore
 
     log_times = [
-        log_time_after(
-            schedule.start, route.log_elapsed_at(track.readings, track.log_times)
+        jnp.where(
+            r & (log.kinks >= 0),
+            log_time_after(
+                schedule.start, route.log_elapsed_at(log.readings, log.log_times)
+            ),
+            jnp.nan,
         )
-        for route, track in zip(plan.routes, tracks, strict=True)
+        for r, route, log in zip(ran, plan.routes, logs, strict=True)
     ]
-    log_t, kink, num_pins, ambiguous = log_times[0], *_events(tracks[0])
-    number = tracks[0].num_events
-    for r, track, times in zip(ran[1:], tracks[1:], log_times[1:], strict=True):
-        # One leg's events after the other's.
-        slots = jnp.arange(times.shape[0])
-        new = r & (slots < track.num_events)
-        place = jnp.where(new, number + slots, times.shape[0])
+    log_t = jnp.concatenate(log_times)
+    order = jnp.argsort(log_t)  # unused slots, whose time is NaN, come last
+    unused = jnp.isnan(log_t)[order]
 
-        def put(old: Any, late: Any, place: Any = place) -> Any:
-            return old.at[place].set(late, mode="drop")
+    def along(name: str, blank: Any) -> Array:
+        every = jnp.concatenate([getattr(log, name) for log in logs])[order]
+        return jnp.where(unused, blank, every)
 
-        log_t = put(log_t, times)
-        kink, num_pins, ambiguous = jtu.tree_map(
-            put, (kink, num_pins, ambiguous), _events(track)
-        )
-        number = number + jnp.where(r, track.num_events, 0)
     return Inclusion(
         pins=jnp.where(known, pins, -1),
-        log_t=log_t,
-        kink=kink,
-        num_pins=num_pins,
-        ambiguous=ambiguous,
-        num_events=number,
-        num_ambiguous=total(lambda track: track.num_ambiguous),
-        num_unsure=total(lambda track: track.num_unsure),
-        num_in_series=total(lambda track: track.num_in_series),
+        log_t=log_t[order],
+        kink=along("kinks", -1),
+        num_crossed=along("crossed", 0),
+        num_pins=along("pins", 0),
+        jump=along("jumps", jnp.nan),
+        num_events=total("num_events"),
+        num_crossings=total("num_crossings"),
+        num_pinned=total("num_pinned"),
+        num_released=total("num_released"),
+        num_ambiguous=total("num_ambiguous"),
+        num_unsure=total("num_unsure"),
+        num_in_series=total("num_in_series"),
         branch=solver.branch,
         kinks_per_example=solver.frozen.num_kinks,
         kinks=solver.frozen.names,
     )
 
 
-def _events(track: Any) -> tuple[Any, Any, Any]:
-    return track.kinks, track.pins, track.ambiguous
+def _log_of(solver_state: Any) -> SwitchLog:
+    """The log of a solver that follows kinks."""
+    if isinstance(solver_state, SwitchingState):
+        return solver_state.log
+    track = solver_state[1]
+    met = track.kinks >= 0
+    return SwitchLog(
+        num_events=track.num_events,
+        num_crossings=track.num_events,
+        num_pinned=jnp.zeros_like(track.num_events),
+        num_released=jnp.zeros_like(track.num_events),
+        num_ambiguous=track.num_ambiguous,
+        num_unsure=track.num_unsure,
+        num_in_series=track.num_in_series,
+        readings=track.readings,
+        log_times=track.log_times,
+        kinks=track.kinks,
+        pins=track.pins,
+        crossed=met.astype(track.pins.dtype),
+        jumps=jnp.full_like(track.readings, jnp.nan),
+    )
 
 
 def _has_direction(params: Params, resume: Resume | None) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ._serialise import write
@@ -86,33 +87,56 @@ class Inclusion(eqx.Module):
 
     - `pins`: (T, K) the kinks along which the flow slides at the saved times; -1 for
         none.
-    - `log_t`, `kink`, `num_pins`, `ambiguous`: (E,) of the first events (at most 512),
-        their time, the kink that was met or left, the number of kinks pinned after it,
-        and whether the inclusion had several continuations there. Unused slots have
+    - `log_t`, `kink`, `num_crossed`, `num_pins`, `jump`: (E,) of the steps across kinks
+        with the largest jumps of the velocity, in order of time: when the first kink
+        was met, its number, how many were crossed in that step, how many are pinned
+        after it, and the size of the jump relative to the velocity. Unused slots have
         kink -1.
-    - `num_events`: of all events.
-    - `num_ambiguous`: of those with several continuations, of which `branch` says which
-        was taken.
-    - `num_unsure`: of those where no velocity was found that goes where it is one, or
-        where the flow may have left kinks at any time during a step; and of steps
-        without one at whose end it could not be told whether it leaves kinks.
-    - `num_in_series`: of those that pinned two kinks of one example, one of which
-        depends on the other: their multipliers are approximate.
+    - `num_events`: of all steps across kinks.
+    - `num_crossings`, `num_pinned`, `num_released`: how often a kink was crossed, began
+        to hold the flow, and was left.
+    - `num_ambiguous`: of starts with several continuations, of which `branch` says
+        which was taken.
+    - `num_unsure`: of points where no velocity was found that goes where it is one.
+    - `num_in_series`: of steps after which two kinks of one example are pinned, one of
+        which depends on the other: their slopes are approximate.
     - `branch`: "steepest" or "stay".
     """
 
     pins: Int[Array, "times K"]
     log_t: Float[Array, " events"]
     kink: Int[Array, " events"]
+    num_crossed: Int[Array, " events"]
     num_pins: Int[Array, " events"]
-    ambiguous: Bool[Array, " events"]
+    jump: Float[Array, " events"]
     num_events: IntScalar
+    num_crossings: IntScalar
+    num_pinned: IntScalar
+    num_released: IntScalar
     num_ambiguous: IntScalar
     num_unsure: IntScalar
     num_in_series: IntScalar
     branch: str = eqx.field(static=True)
     kinks_per_example: int = eqx.field(static=True)
     kinks: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+
+    def where(self, kink: int) -> tuple[int, str, int, tuple[int, ...]]:
+        """Of kink number `kink`: the example, the primitive, which of the model's
+        groups of kinks it is in (such as the layer), and the place in that group.
+
+        Raises `ValueError` for a number that is no kink's.
+        """
+        number = int(kink)
+        example, rest = divmod(number, self.kinks_per_example)
+        if number < 0:
+            raise ValueError(f"kink={number} is not the number of a kink.")
+        for group, (name, shape) in enumerate(self.kinks):
+            size = int(np.prod(shape))
+            if rest < size:
+                place = tuple(int(i) for i in np.unravel_index(rest, shape))
+                return example, name, group, place
+            rest -= size
+        raise AssertionError("unreachable: the kinks of an example are all named")
 
 
 class Switches(eqx.Module):

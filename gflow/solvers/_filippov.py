@@ -373,7 +373,3 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         work: Any = tried.error.work
         return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
 
-
-def inner_solver(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
-    """What steps: the solver, or the one that is made to follow kinks."""
-    return solver.solver if isinstance(solver, Filippov) else solver

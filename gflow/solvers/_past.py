@@ -152,4 +152,4 @@ def with_travelling(state: FlowState, parts: Any) -> FlowState:
 
 def travelling(state: FlowState) -> Any:
     """What `with_travelling` gives it."""
-    return state.work, state.pins, state.cut
+    return state.work, state.pins, state.cut, state.switching

@@ -1,0 +1,645 @@
+r"""A solver that steps across kinks, and along them, under error control.
+
+Each step is made with the slopes of all kinks held fixed, where the flow is smooth. At
+its end the signs of all pre-activations tell which kinks were crossed, and slopes
+outside of [0, 1] which pinned kinks hold the flow no longer. The end is corrected for
+all of them at once, by
+
+$$d = h\,\bigl(v(W_1; \bar s) - v(W_1; s)\bigr),\qquad
+  \bar s_k = s_k + (1-\theta_k)(s_k^{new} - s_k),$$
+
+θ_k the fraction of the step at which kink k is crossed. What this leaves is of second
+order in h. It is estimated, corrected for, and held to the tolerance: steps across kinks
+are as long as that allows. This is event-capturing time stepping, as for
+nonsmooth mechanical systems (Acary & Brogliato 2008, "Numerical methods for nonsmooth
+dynamical systems").
+"""
+
+import functools
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float
+
+from .._flow import FlowField, FlowState, SwitchingError, Work
+from .._frozen import Frozen
+from .._lanes import anywhere
+from .._norms import norms, norms_over
+from .._settle import settle
+from .._sliding import (
+    Sides,
+    SlidingField,
+    balanced,
+    crossing_speed,
+    numbers_of,
+    onto_pins,
+    slopes_along,
+)
+from .._types import BoolScalar, IntScalar, Params, Scalar
+from ..clocks import AbstractTimeClock
+from ..fields import GradientField, Velocity
+from ._crossings import Crossings, crossings
+from ._local import AbstractLocal
+from ._stability import crowding, reach_of
+from ._switch_log import SwitchLog, log_time_of
+from ._tolerance import Tolerance
+
+
+_TANGENT = 2 / 3  # of a gradient: z and its rate of change
+_ROUNDS = 4  # in which crossed kinks are found to hold the flow
+# A slope may be so far outside of [0, 1] before its kink is let go.
+_SLACK = 1e-9
+# A correction of this size, of what is tolerated, needs no error estimate: what it
+# leaves is smaller by h times a Jacobian, which explicit steps hold below 3.4.
+_SLIGHT = 0.1
+# Crossings in a step from which on they are like a smooth change of the velocity, whose
+# errors are of third order in the step.
+_SEVERAL = 4
+# Of the longest step across kinks by its error estimate.
+_SAFETY = 0.7
+# Steps shorter than this many roundings of the clock are not made shorter for kinks.
+_SHORTEST = 1e4
+# Memory of kinks crossed lately, of which this much is left after a step, and what it
+# is where a kink was crossed more than once.
+_LATELY, _OFTEN = 0.8, 1.3
+
+
+class SwitchingState(eqx.Module):
+    """What is carried from step to step."""
+
+    inner: Any  # the state of the solver that steps
+    sides: Sides
+    z: Float[Array, "groups kinks"]
+    rate: Float[Array, "groups kinks"]  # dz/dc
+    lately: Float[Array, "groups kinks"]  # how often it was crossed, fading
+    jumped: BoolScalar  # whether the velocity has just changed
+    log: SwitchLog
+
+
+class SwitchedPath(AbstractLocal):
+    """Dense output of a step, with what kinks changed about its last part."""
+
+    t0: Any
+    t1: Any
+    inner: Any
+    first: Any  # the fraction at which the first kink is crossed
+    linear: Any
+    square: Any
+    travelling: Any
+    inner_cls: Any = eqx.field(static=True)
+
+    def at(self, time: Any) -> Any:
+        path = self.inner_cls(t0=self.t0, t1=self.t1, **self.inner)
+        y = path.evaluate(time)
+        x = (time - self.t0) / (self.t1 - self.t0)
+        rest = 1 - self.first
+        x = jnp.maximum(x - self.first, 0) / jnp.where(rest > 0, rest, 1)
+        y = jtu.tree_map(
+            lambda y, a, b: y + (x * (a + x * b)).astype(y.dtype),
+            y,
+            self.linear,
+            self.square,
+        )
+        return _dressed(y, self.travelling)
+
+
+@functools.cache
+def _path_class(inner_cls: Any) -> Any:
+    return functools.partial(SwitchedPath, inner_cls=inner_cls)
+
+
+class _Step(eqx.Module):
+    """The end of a step, with what kinks changed about it."""
+
+    state: FlowState
+    sides: Sides
+    z: Array
+    rate: Array
+    lately: Array
+    error: SwitchingError
+    first: Scalar
+    linear: FlowState
+    square: FlowState
+    jumped: BoolScalar
+    spent: Scalar  # gradients
+    crossed: IntScalar
+    pinned: IntScalar
+    released: IntScalar
+    kink: IntScalar
+    jump: Scalar  # the change of the velocity, relative to it
+
+
+class Switching(dfx.AbstractAdaptiveSolver):
+    """Steps with a solver for smooth flows, across and along all kinks of a model."""
+
+    solver: Any
+    frozen: Frozen
+    tolerance: Tolerance
+    branch: str = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)  # kinks that may be pinned at once
+    # Whether the flow may start on a kink.
+    resolves: bool = eqx.field(static=True)
+    term_structure: ClassVar = dfx.AbstractTerm
+
+    @property
+    def interpolation_cls(self) -> Any:  # pyright: ignore
+        return _path_class(self.solver.interpolation_cls)
+
+    def order(self, terms):
+        return self.solver.order(terms)
+
+    def error_order(self, terms):
+        return self.solver.error_order(terms)
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, None)
+
+    def _told(self, flow: FlowField, sides: Sides) -> FlowField:
+        """The flow with the kinks on these sides."""
+        return eqx.tree_at(lambda f: f.field, flow, SlidingField(self.frozen, sides))
+
+    def init(self, terms, t0, t1, y0, args) -> SwitchingState:
+        frozen, params = self.frozen, y0.params
+        dtype = y0.dissipated.dtype
+        if self.resolves:
+            pattern, found = settle(
+                frozen, params, None, capacity=self.capacity, branch=self.branch
+            )
+            slopes = pattern.branches.astype(dtype)
+            sides = Sides(slopes, pattern.pins).with_slopes(pattern.shares)
+            ambiguous, unsure = found.ambiguous, ~found.consistent
+        else:
+            slopes = (frozen.pre_activations(params, None) > 0).astype(dtype)
+            none = jnp.full((self.capacity,), frozen.total)
+            sides = Sides(slopes, none)
+            ambiguous = unsure = jnp.asarray(False)
+        told, inside = self._told(args, sides), _bare(y0)
+        inner = self.solver.init(terms, t0, t1, inside, told)
+        moved = told(t0, inside, told)
+        z, rate = crossing_speed(frozen, params, sides.slopes, moved.params)
+        log = SwitchLog.started(dtype, sides, ambiguous, unsure)
+        return SwitchingState(
+            inner=inner,
+            sides=sides,
+            z=z,
+            rate=rate,
+            lately=jnp.zeros_like(z),
+            jumped=jnp.asarray(True),
+            log=log,
+        )
+
+    def pins(self, solver_state: SwitchingState, like: Scalar) -> Float[Array, " K"]:
+        """The pinned kinks, as the state carries them."""
+        return solver_state.sides.pins.astype(like.dtype)
+
+    @eqx.filter_jit
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        before: SwitchingState = solver_state
+        flow: FlowField = args
+        told, inside = self._told(flow, before.sides), _bare(y0)
+        y1, error, dense, inner, result = self.solver.step(
+            terms, t0, t1, inside, told, before.inner, made_jump | before.jumped
+        )
+        if y0.crowding is not None and isinstance(self.solver, dfx.AbstractERK):
+            near = crowding(reach_of(self.solver, dense["k"].params, y1.params))
+            error = eqx.tree_at(lambda e: e.crowding, error, near)
+        good = self.tolerance.measured(inside, y1, error) < 1
+        slope, exact = self._slope(told, t0, t1, dense, y1)
+        step = self._across(flow, t0, t1, inside, y1, slope, exact, before, good)
+
+        dtype = step.spent.dtype
+        stages = self._stages(before, made_jump, dtype)
+        spent = Work(jnp.zeros((), dtype), stages + step.spent)
+        if error.work is not None and not isinstance(self.solver, dfx.AbstractERK):
+            spent = error.work + spent
+        assert y0.work is not None
+        state = _dressed(
+            step.state, (y0.work + spent, step.sides.pins.astype(dtype), y0.switching)
+        )
+        zero = jtu.tree_map(jnp.zeros_like, state.pins)
+        error = _dressed(error, (spent, zero, step.error))
+        info = {
+            "inner": dense,
+            "first": step.first,
+            "linear": step.linear,
+            "square": step.square,
+            "travelling": (state.work, state.pins, state.switching),
+        }
+        reading = t0 + step.first * (t1 - t0)
+        log = before.log.after(
+            reading,
+            log_time_of(step.state),
+            step.crossed,
+            step.pinned,
+            step.released,
+            step.kink,
+            step.sides,
+            step.jump,
+            self.frozen.in_series,
+        )
+        after = SwitchingState(
+            inner=inner,
+            sides=step.sides,
+            z=step.z,
+            rate=step.rate,
+            lately=step.lately,
+            jumped=step.jumped,
+            log=log,
+        )
+        return state, error, info, after, result
+
+    def _stages(self, before: SwitchingState, made_jump: Any, dtype: Any) -> Scalar:
+        """Gradients of the stages, if the solver does not count for itself."""
+        solver = self.solver
+        rows = before.sides.num_pins.astype(dtype) / self.frozen.num_groups
+        if not isinstance(solver, dfx.AbstractERK):
+            return jnp.zeros((), dtype)
+        tableau: Any = solver.tableau
+        stages = tableau.num_stages - (1 if tableau.fsal else 0)
+        stages = jnp.where(before.jumped | made_jump, stages + 1, stages)
+        return stages.astype(dtype) * (1 + rows)
+
+    def _slope(
+        self, told: FlowField, t0: Any, t1: Any, dense: Any, y1: FlowState
+    ) -> tuple[FlowState, bool]:
+        """d(state)/dc at the end of the step, and whether it is more than near."""
+        solver = self.solver
+        if isinstance(solver, dfx.AbstractERK) and solver.tableau.fsal:
+            h = t1 - t0
+            return jtu.tree_map(lambda k: k[-1] / h.astype(k.dtype), dense["k"]), True
+        path = solver.interpolation_cls(t0=t0, t1=t1, **dense)
+        t1 = jnp.asarray(t1)
+        _, slope = jax.jvp(path.evaluate, (t1,), (jnp.ones_like(t1),))
+        return slope, False
+
+    def _across(
+        self,
+        flow: FlowField,
+        t0: Any,
+        t1: Any,
+        y0: FlowState,
+        y1: FlowState,
+        slope: FlowState,
+        exact: bool,
+        before: SwitchingState,
+        good: BoolScalar,
+    ) -> _Step:
+        """The step with what kinks changed about it, if they did."""
+        frozen, sides = self.frozen, before.sides
+        z, rate = crossing_speed(frozen, y1.params, sides.slopes, slope.params)
+        h = jnp.asarray(t1 - t0).astype(z.dtype)
+        side = jnp.where(sides.slopes > 0.5, 1, -1).astype(z.dtype)
+        free = ~sides.pinned
+        found = crossings(side, free, before.z, h * before.rate, z, h * rate)
+        shares = slopes_along(frozen, y1.params, sides)
+        loose = sides.is_real & ~((shares >= -_SLACK) & (shares <= 1 + _SLACK))
+        any_ = (found.first < 1) | jnp.any(loose)
+        due = good & any_
+        rows = sides.num_pins.astype(z.dtype) / frozen.num_groups
+        looked = jnp.where(sides.num_pins > 0, 1 + 3 * rows, 0) + _TANGENT
+        kept = sides.with_slopes(jnp.clip(shares, 0, 1))
+        nothing = jtu.tree_map(jnp.zeros_like, y1)
+        zero, whole = jnp.zeros_like(h), jnp.asarray(0)
+        smooth = _Step(
+            state=y1,
+            sides=kept,
+            z=z,
+            rate=rate,
+            lately=_LATELY * before.lately,
+            error=SwitchingError(zero, zero, zero),
+            first=jnp.ones_like(h),
+            linear=nothing,
+            square=nothing,
+            jumped=jnp.asarray(False),
+            spent=looked,
+            crossed=whole,
+            pinned=whole,
+            released=whole,
+            kink=whole - 1,
+            jump=zero,
+        )
+
+        def switched() -> _Step:
+            step = self._switched(
+                flow, t0, t1, y0, y1, slope, exact, before, found, shares, loose
+            )
+            step = eqx.tree_at(lambda s: s.spent, step, step.spent + looked)
+            return jtu.tree_map(lambda a, b: jnp.where(due, a, b), step, smooth)
+
+        return jax.lax.cond(anywhere(due), switched, lambda: smooth)
+
+    def _switched(
+        self,
+        flow: FlowField,
+        t0: Any,
+        t1: Any,
+        y0: FlowState,
+        y1: FlowState,
+        slope: FlowState,
+        exact: bool,
+        before: SwitchingState,
+        found: Crossings,
+        shares: Float[Array, " K"],
+        loose: Bool[Array, " K"],
+    ) -> _Step:
+        frozen, sides = self.frozen, before.sides
+        s, pins = sides.slopes, sides.pins
+        h = jnp.asarray(t1 - t0).astype(s.dtype)
+        known = jnp.where(jnp.isfinite(shares), shares, jnp.round(sides.at_pins()))
+        inside = jnp.clip(known, 0, 1)
+        # Slopes of pinned kinks move in proportion to the time: this part of the step
+        # they should have been at their bound.
+        way = known - sides.at_pins()
+        over = jnp.where(way == 0, 1, (known - inside) / jnp.where(way == 0, 1, way))
+        over = jnp.where(loose, jnp.clip(over, 0, 1), 0)
+        first = jnp.minimum(found.first, jnp.min(1 - over, initial=1.0))
+        rest = 1 - first
+        change = found.beyond * (1 - 2 * jnp.round(s))
+        less = 0.5 * over * (inside - known)
+
+        def mean(base: Sides, by: Any) -> Array:
+            moved = Sides(base.slopes + change, base.pins)
+            return moved.with_slopes(base.at_pins() + by).slopes
+
+        at_end = sides.with_slopes(known)
+
+        def velocity(time: Any, y: FlowState, slopes: Any, log_rate: Any) -> Any:
+            field = GradientField(frozen.on(slopes))  # pyright: ignore
+            return flow.moved(time, y, field(y.params), log_rate)
+
+        # The clock runs on as before the first kink, so that W is linear in the
+        # slopes.
+        if exact and not frozen.in_series and self._tells_time(flow):
+            f_base, log_rate = slope, flow.clock.log_rate(t1, None, None, None)
+        else:
+            f_base, log_rate = velocity(t1, y1, at_end.slopes, None)
+        f_mean, _ = velocity(t1, y1, mean(at_end, less), log_rate)
+        d = _minus(f_mean, f_base, h)
+        size = self._size(y0, y1, d)
+        big = size > _SLIGHT
+
+        def jump_at_start() -> FlowState:
+            base, rate = velocity(t0, y0, sides.slopes, None)
+            ended, _ = velocity(t0, y0, mean(sides, less), rate)
+            return _minus(ended, base, h)
+
+        d_start = jax.lax.cond(anywhere(big), jump_at_start, lambda: d)
+        d_start = jtu.tree_map(lambda a, b: jnp.where(big, a, b), d_start, d)
+
+        moved = jtu.tree_map(jnp.add, y1.params, d.params)
+        candidates = self._lately_crossed(before, found, h) | sides.pinned
+        end, v, z, rate, spent = self._sides_after(
+            moved, at_end, found, candidates
+        )
+        y2 = eqx.tree_at(lambda y: y.params, y1, moved)
+        f_end, _ = flow.moved(t1, y2, v, log_rate)
+        rate = jnp.exp(v.log_speed + log_rate) * rate
+        moved = onto_pins(frozen, moved, end)
+
+        # The path leaves that of the old slopes like a parabola that starts at `first`
+        # with this share of its final slope.
+        e = _minus(f_end, slope, h * rest)
+        gone = jtu.tree_map(jnp.subtract, moved, y1.params)
+        share = self._share(gone, e.params)
+        weight = jnp.clip(2 / 3 - share / 6, 0.2, 0.5)
+
+        def bend() -> FlowState:
+            field = self._told(flow, end).field
+            on_old, _ = flow.moved(t1, y1, field(y1.params), log_rate)
+            return _minus(f_end, on_old, h * rest)
+
+        curved = jax.lax.cond(anywhere(big), bend, lambda: nothing_like(f_end))
+        curved = jtu.tree_map(lambda a: jnp.where(big, a, 0), curved)
+        growing = _minus(d, d_start, rest)
+        more = jtu.tree_map(
+            lambda a, b: weight.astype(a.dtype) * (a - b), curved, growing
+        )
+        error = 0.5 * (
+            self._size(y0, y1, curved) + self._size(y0, y1, growing)
+        )
+        # (Shorter steps than this would not come to anything.)
+        resolution = _SHORTEST * jnp.finfo(h.dtype).eps * jnp.abs(t1)
+        error = jnp.where(h <= resolution, 0, error)
+        crossed = jnp.sum(found.beyond > 0)
+        params = jtu.tree_map(jnp.add, moved, more.params)
+        gone = jtu.tree_map(jnp.add, gone, more.params)
+        state = self._booked(y1, slope, gone, e, params, h * rest)
+        total = jtu.tree_map(jnp.subtract, state, y1)
+        square = jtu.tree_map(jnp.subtract, e, total)
+        linear = jtu.tree_map(jnp.subtract, total, square)
+        rows = end.num_pins.astype(h.dtype) / frozen.num_groups
+        spent = spent + 1 + rows + jnp.where(big, 2 + rows, 0)
+        spent = spent + jnp.where(jnp.asarray(f_base is slope), 0, 1)
+        was, now = sides.pinned, end.pinned
+        number = found.beyond.reshape(-1)
+        kink = jnp.where(jnp.any(number > 0), jnp.argmax(number), pins[0])
+        # Memory of crossings fades from step to step.
+        lately = _LATELY * before.lately + found.crossed
+        return _Step(
+            state=state,
+            sides=end,
+            z=z,
+            rate=rate,
+            lately=jnp.where(now, 0, lately),
+            error=_error(error, first, crossed),
+            first=first,
+            linear=linear,
+            square=square,
+            jumped=jnp.asarray(True),
+            spent=spent,
+            crossed=jnp.sum(found.crossed & ~now),
+            pinned=jnp.sum(now & ~was),
+            released=jnp.sum(was & ~now),
+            kink=kink,
+            jump=self._share_of(e, slope, h * rest),
+        )
+
+    @staticmethod
+    def _tells_time(flow: FlowField) -> bool:
+        return isinstance(flow.clock, AbstractTimeClock)
+
+    def _lately_crossed(
+        self, before: SwitchingState, found: Crossings, h: Scalar
+    ) -> Bool[Array, "groups kinks"]:
+        """Kinks that were crossed back and forth, and may hold the flow together."""
+        often = before.lately > _OFTEN
+        again = jnp.any(often & found.crossed)
+        near = jnp.abs(before.z) <= 2 * h * jnp.abs(before.rate)
+        return often & again & near & ~before.sides.pinned
+
+    def _sides_after(
+        self,
+        params: Params,
+        sides: Sides,
+        found: Crossings,
+        candidates: Bool[Array, "groups kinks"],
+    ) -> tuple[Sides, Velocity, Array, Array, Scalar]:
+        """On which sides the flow goes on, with z, its rate along, and the cost.
+
+        A crossed kink across which the velocity on the new side leads back is one that
+        may hold the flow.
+        """
+        frozen = self.frozen
+        slopes = jnp.where(found.crossed, 1 - jnp.round(sides.slopes), sides.slopes)
+        side = jnp.where(slopes > 0.5, 1, -1).astype(slopes.dtype)
+
+        def once(candidates: Array) -> tuple[Any, Array]:
+            index = numbers_of(candidates, self.capacity)
+            at = balanced(frozen, params, slopes, index)
+            z, rate = crossing_speed(
+                frozen, params, at.sides.slopes, at.velocity.direction
+            )
+            back = found.crossed & ~candidates & (side * rate < 0)
+            return (at.sides, at.velocity, z, rate), back
+
+        def again(carry: Any, number: Any) -> Any:
+            candidates, at, done, cost = carry
+
+            def look() -> Any:
+                at, back = once(candidates)
+                rows = jnp.sum(candidates).astype(cost.dtype) / frozen.num_groups
+                return candidates | back, at, ~jnp.any(back), cost + 1 + _TANGENT + 3 * rows
+
+            new = jax.lax.cond(
+                anywhere(~done), look, lambda: carry
+            )
+            return jtu.tree_map(lambda a, b: jnp.where(done, a, b), carry, new), None
+
+        shape = eqx.filter_eval_shape(once, candidates)[0]
+        blank = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        start = (candidates, blank, jnp.asarray(False), jnp.zeros((), slopes.dtype))
+        (_, at, _, cost), _ = jax.lax.scan(again, start, jnp.arange(_ROUNDS))
+        return *at, cost
+
+    def _size(self, y0: FlowState, y1: FlowState, error: FlowState) -> Scalar:
+        """The size of an error of W and of the time in units of what is tolerated."""
+        by_rows = self.tolerance.by_rows
+        size = jnp.maximum(norms(y0.params, by_rows), norms(y1.params, by_rows))
+        allowed = self.tolerance.allowed(size)
+        found = jnp.max(norms_over(error.params, allowed, by_rows))
+        return found.astype(y1.dissipated.dtype)
+
+    def _share(self, gone: Params, e: Params) -> Scalar:
+        """⟨e, D⟩/⟨D, D⟩, between 1 for a jump at the start and 2 for a ramp."""
+        scale = _largest(gone)
+        a = jtu.tree_map(lambda x: x / scale, gone)
+        above = _dot(jtu.tree_map(lambda x: x / scale, e), a)
+        below = _dot(a, a)
+        ratio = jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
+        return jnp.where(jnp.isfinite(ratio), ratio, 1)
+
+    def _share_of(self, e: FlowState, slope: FlowState, h: Scalar) -> Scalar:
+        """The size of the jump of the velocity relative to the velocity."""
+        scale = _largest(slope.params)
+        a = jtu.tree_map(lambda x: x / scale, slope.params)
+        b = jtu.tree_map(lambda x: x / scale / jnp.where(h > 0, h, 1), e.params)
+        return jnp.sqrt(_dot(b, b) / jnp.maximum(_dot(a, a), jnp.finfo(h.dtype).tiny))
+
+    def _booked(
+        self,
+        y1: FlowState,
+        slope: FlowState,
+        gone: Params,
+        e: FlowState,
+        params: Params,
+        h: Scalar,
+    ) -> FlowState:
+        """The state at the end, with the bookkeeping of where it has gone.
+
+        Energy is ∫‖v + D'‖², D how far the path has moved; other bookkeeping by the part of the change of its rate that D is of
+        the change of the velocity.
+        """
+        scale = _largest(slope.params)
+        unit = lambda tree: jtu.tree_map(lambda x: x / scale, tree)  # noqa: E731
+        old, way, kick = unit(slope.params), unit(gone), unit(e.params)
+        # 2 ⟨v, D⟩ + ∫ ‖D'‖², D the parabola of the dense output.
+        square = jtu.tree_map(jnp.subtract, kick, way)
+        linear = jtu.tree_map(jnp.subtract, way, square)
+        more = _dot(linear, linear) + 2 * _dot(linear, square)
+        more = (more + 4 / 3 * _dot(square, square)) / jnp.where(h > 0, h, 1)
+        work = 2 * _dot(way, old) + jnp.where(h > 0, more, 0)
+        size = _dot(old, old)
+
+        def energy(name: str) -> Any:
+            value, before = getattr(y1, name), getattr(slope, name)
+            if value is None:
+                return None
+            per = jnp.where(size > 0, before / jnp.where(size > 0, size, 1), 0)
+            return value + per * work
+
+        share = 1 / jnp.clip(self._share(gone, e.params), 1, 4)
+
+        def other(name: str) -> Any:
+            value, change = getattr(y1, name), getattr(e, name)
+            return None if value is None else value + share * change
+
+        return FlowState(
+            params=params,
+            dissipated=energy("dissipated"),
+            fallen=energy("fallen"),
+            path_length=other("path_length"),
+            motion=other("motion"),
+            # The clock runs on as it did before the first kink.
+            log_time=y1.log_time,
+            work=y1.work,
+            crowding=y1.crowding,
+        )
+
+
+def nothing_like(tree: Any) -> Any:
+    """Zeros of the same shapes."""
+    return jtu.tree_map(jnp.zeros_like, tree)
+
+
+def _minus(a: Any, b: Any, h: Scalar) -> Any:
+    return jtu.tree_map(lambda x, y: (h * (x - y)).astype(x.dtype), a, b)
+
+
+def _dot(a: Params, b: Params) -> Scalar:
+    return sum(
+        jnp.vdot(x, y)
+        for x, y in zip(jtu.tree_leaves(a), jtu.tree_leaves(b), strict=True)
+    )
+
+
+def _largest(tree: Params) -> Scalar:
+    leaves = jtu.tree_leaves(tree)
+    most = functools.reduce(
+        jnp.maximum, [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
+    )
+    return jax.lax.stop_gradient(jnp.where(most > 0, most, 1))
+
+
+def _error(size: Scalar, first: Scalar, number: IntScalar) -> SwitchingError:
+    """What the step-size controller is told of a step across so many kinks."""
+    several = number >= _SEVERAL
+    safe = jnp.maximum(size, 1e-12)
+    power = jnp.where(several, -1 / 3, -1 / 2)
+    factor = _SAFETY * safe**power
+    shorter = jnp.clip(first + (1 - first) * factor, 0.02, 0.9)
+    growth = jnp.where(several, jnp.clip(factor, 0.3, 5.0), 0)
+    return SwitchingError(size, shorter.astype(size.dtype), growth.astype(size.dtype))
+
+
+def _bare(state: FlowState) -> FlowState:
+    """The state without what the inner solver need not know."""
+    return eqx.tree_at(
+        lambda s: (s.pins, s.switching),
+        state,
+        (None, None),
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _dressed(state: FlowState, parts: Any) -> FlowState:
+    """The state with what travels with it."""
+    return eqx.tree_at(
+        lambda s: (s.work, s.pins, s.switching),
+        state,
+        parts,
+        is_leaf=lambda x: x is None,
+    )
