@@ -24,6 +24,24 @@ _UNROLLED = 64  # longest scan with kinks in it
 # What is done to every entry alike, or only moves entries: max commutes with it.
 _MOVES = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose", "copy"}
 _COMPARISONS = {"ge", "gt", "le", "lt"}
+# Linear in all operands together, and in each of them if the others are given.
+_LINEAR = {
+    *_MOVES,
+    "add",
+    "add_any",
+    "concatenate",
+    "convert_element_type",
+    "gather",
+    "neg",
+    "pad",
+    "reduce_sum",
+    "rev",
+    "slice",
+    "dynamic_slice",
+    "split",
+    "sub",
+}
+_BILINEAR = {"conv_general_dilated", "dot_general", "mul"}
 
 
 class UnsupportedKink(ValueError):
@@ -47,10 +65,13 @@ class Taken:
         self.names: list[tuple[str, tuple[int, ...]]] = []
         self.count = 0
         self.in_series = False
+        self.is_affine = True  # in the parameters, for given branches
         # Comparisons of the same numbers are one kink (elu compares twice).
         self.compared: dict[Any, tuple[Any, Array]] = {}
 
-    def take(self, name: str, difference: Array, *, kinked: bool) -> Any:
+    def take(
+        self, name: str, difference: Array, *, kinked: bool, affine: bool
+    ) -> Any:
         """Which entries are on the upper branch, where `difference` is positive.
 
         True or False or, where branches are numbers, the upper branch's share.
@@ -59,6 +80,7 @@ class Taken:
         self.differences.append(difference.reshape(-1))
         self.names.append((name, difference.shape))
         self.in_series = self.in_series or kinked
+        self.is_affine = self.is_affine and affine
         if self.branches is None:
             return difference > 0
         return self.branches[start : self.count].reshape(difference.shape)
@@ -70,13 +92,18 @@ class Taken:
 
 
 class _Value:
-    # A value, whether it depends on the parameters, and whether through a kink; of a
-    # comparison, its upper branch's share.
+    # A value, whether it depends on the parameters, whether through a kink, and whether
+    # it is affine in them; of a comparison, its upper branch's share.
     def __init__(
-        self, array: Any, moves: bool = False, kinked: bool = False, share: Any = None
+        self,
+        array: Any,
+        moves: bool = False,
+        kinked: bool = False,
+        share: Any = None,
+        affine: bool = False,
     ):
         self._array, self.moves, self.kinked = array, moves, kinked
-        self.share = share
+        self.share, self.affine = share, affine or not moves
 
     @property
     def array(self) -> Any:
@@ -94,7 +121,10 @@ class _Relu(_Value):
     def array(self) -> Any:
         if self._array is None:
             z = self.before.array
-            on = self._taken.take("relu", z, kinked=self.before.kinked)
+            before = self.before
+            on = self._taken.take(
+                "relu", z, kinked=before.kinked, affine=before.affine
+            )
             self._array = jnp.where(on, z, 0) if on.dtype == bool else on * z
         return self._array
 
@@ -111,7 +141,7 @@ def evaluate(
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(params, *args)
     leaves = jax.tree.leaves(params)
-    values = [_Value(leaf, moves=True) for leaf in leaves]
+    values = [_Value(leaf, moves=True, affine=True) for leaf in leaves]
     values += [_Value(leaf) for leaf in jax.tree.leaves(args)]
     taken = Taken(branches)
     outputs = _run(closed.jaxpr, closed.consts, values, taken)
@@ -189,7 +219,13 @@ def _bound(
         eqns=[equation],
     )
     out = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*given.values())
-    return [_Value(x, moves, kinked) for x in out]
+    moving = [value for value in inputs if value.moves]
+    name = equation.primitive.name
+    # Division by what is given, and products of which one factor moves.
+    alone = name in _BILINEAR or (name == "div" and not inputs[-1].moves)
+    linear = name in _LINEAR or (alone and len(moving) == 1)
+    affine = linear and all(value.affine for value in moving)
+    return [_Value(x, moves, kinked, affine=affine) for x in out]
 
 
 def _inner(equation: Any) -> Any:
@@ -217,7 +253,9 @@ def _call(equation: Any, inner: Any, inputs: list[_Value], taken: Taken):
     sliced = inputs[num_consts + num_carry :]
     kept: list[list[_Value]] = [[] for _ in equation.outvars[num_carry:]]
     for step in reversed(range(length)) if params["reverse"] else range(length):
-        here = [_Value(v.array[step], v.moves, v.kinked) for v in sliced]
+        here = [
+            _Value(v.array[step], v.moves, v.kinked, affine=v.affine) for v in sliced
+        ]
         outputs = _run(jaxpr, consts, [*fixed, *carry, *here], taken)
         carry = outputs[:num_carry]
         for track, value in zip(kept, outputs[num_carry:], strict=True):
@@ -240,7 +278,8 @@ def _max(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     for one, other in ((a, b), (b, a)):
         if _is_zero(equation, inputs.index(other)) and not isinstance(one, _Relu):
             return _Relu(one, taken)
-    return _larger("max", a.array, b.array, taken, a.kinked or b.kinked)
+    affine = a.affine and b.affine
+    return _larger("max", a.array, b.array, taken, a.kinked or b.kinked, affine)
 
 
 def _is_zero(equation: Any, position: int) -> bool:
@@ -255,16 +294,23 @@ def _blend(on: Array, a: Any, b: Any) -> Array:
     between = (on != 0) & (on != 1)
     whole = jnp.where(on > 0.5, a, b)
     safe_a, safe_b = jnp.where(between, a, 0), jnp.where(between, b, 0)
-    return jnp.where(between, on * safe_a + (1 - on) * safe_b, whole)
+    out = jnp.where(between, on * safe_a + (1 - on) * safe_b, whole)
+    # The derivative in the share, at its bounds too.
+    apart = jax.lax.stop_gradient(a - b)
+    apart = jnp.where(jnp.isfinite(apart) & ~between, apart, 0)
+    return out + (on - jax.lax.stop_gradient(on)) * apart
 
 
 def _min(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     a, b = inputs
-    out = _larger("min", -a.array, -b.array, taken, a.kinked or b.kinked)
+    affine = a.affine and b.affine
+    out = _larger("min", -a.array, -b.array, taken, a.kinked or b.kinked, affine)
     return _Value(-out.array, True, True)
 
 
-def _larger(name: str, a: Any, b: Any, taken: Taken, kinked: bool) -> _Value:
+def _larger(
+    name: str, a: Any, b: Any, taken: Taken, kinked: bool, affine: bool = False
+) -> _Value:
     a, b = jnp.broadcast_arrays(a, b)
     # What pads a window, -inf, is never the larger one.
     outside, inside = jnp.isneginf(b), jnp.isneginf(a)
@@ -272,7 +318,7 @@ def _larger(name: str, a: Any, b: Any, taken: Taken, kinked: bool) -> _Value:
     difference = jnp.where(
         outside | inside, jnp.where(outside, 1, -1).astype(a.dtype), safe_a - safe_b
     )
-    on = taken.take(name, difference, kinked=kinked)
+    on = taken.take(name, difference, kinked=kinked, affine=affine)
     if on.dtype == bool:
         return _Value(jnp.where(on, a, b), True, True)
     # Padding takes part with a weight of zero, which needs a finite number.
@@ -282,14 +328,14 @@ def _larger(name: str, a: Any, b: Any, taken: Taken, kinked: bool) -> _Value:
 
 def _abs(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     (x,) = inputs
-    on = taken.take("abs", x.array, kinked=x.kinked)
+    on = taken.take("abs", x.array, kinked=x.kinked, affine=x.affine)
     sign = jnp.where(on, 1, -1) if on.dtype == bool else 2 * on - 1
     return _Value(sign.astype(x.array.dtype) * x.array, True, True)
 
 
 def _sign(equation: Any, inputs: list[_Value], taken: Taken) -> _Value:
     (x,) = inputs
-    on = taken.take("sign", x.array, kinked=x.kinked)
+    on = taken.take("sign", x.array, kinked=x.kinked, affine=x.affine)
     one = jnp.ones_like(x.array)
     return _Value(_blend(on, one, -one), True, True)
 
@@ -325,7 +371,8 @@ def _compared(equation: Any, a: _Value, b: _Value, taken: Taken) -> Array:
     difference = jnp.subtract(*jnp.broadcast_arrays(a.array, b.array))
     if equation.primitive.name in ("le", "lt"):
         difference = -difference
-    return taken.take("where", difference, kinked=a.kinked or b.kinked)
+    kinked, affine = a.kinked or b.kinked, a.affine and b.affine
+    return taken.take("where", difference, kinked=kinked, affine=affine)
 
 
 def _reduced(sign: int):

@@ -14,7 +14,7 @@ from ._frozen import Frozen
 from ._norms import array_norm, log_norm
 from ._plan import Route
 from ._problem import Problem, dtype_of
-from ._sliding import on_kink
+from ._sliding import on_kink, room_for
 from ._relay import Baton, may_pay
 from ._solution import Resume, Solution
 from ._stiffness import Stiffness, affords_curvature, stiffness
@@ -256,7 +256,7 @@ def _following(
     if isinstance(solver, PrimalDual):
         few = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
         return Filippov(solver, frozen, branch, min(frozen.total, few))
-    room = min(frozen.total, _MOST_PINS, max(8, _NUMBERS // max(size, 1)))
+    room = room_for(min(_MOST_PINS, max(16, _NUMBERS // max(size, 1))), frozen)
     tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
     resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
     return Switching(solver, frozen, tolerance, branch, room, resolves)

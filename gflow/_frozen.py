@@ -40,6 +40,8 @@ class Frozen(eqx.Module):
     problem: Problem
     num_kinks: int = eqx.field(static=True)
     in_series: bool = eqx.field(static=True)
+    # Whether all pre-activations are affine in W on given branches.
+    is_affine: bool = eqx.field(static=True)
     # The primitive and the shape of each group of kinks, in order.
     names: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     # log(-∂ℒ/∂p_m) of every pair where they are not to be had from W: late, rounding of
@@ -253,6 +255,52 @@ class Frozen(eqx.Module):
         values, normals = self.normals(params, branches, index)
         return Rows(values, normals, flatten_rows(jax.vmap(jump)(index)))
 
+    def at(
+        self, params: Params, slopes: Float[Array, "groups kinks"], index: Any
+    ) -> Float[Array, " K"]:
+        """z of the kinks with these numbers; zero where a number is `total` or more."""
+        real = index < self.total
+        if index.shape[0] >= self.num_groups:
+            z = self.pre_activations(params, slopes).reshape(-1)
+            return z.at[index].get(mode="fill", fill_value=0)
+
+        def one(number):
+            group, kink = self._place(number)
+            return self.pre_activations_of(params, slopes[group], group)[kink]
+
+        return jnp.where(real, jax.vmap(one)(index), 0)
+
+    def pull_in_slopes(
+        self,
+        params: Params,
+        slopes: Float[Array, "groups kinks"],
+        pull: Float[Array, "examples ..."],
+        index: Any,
+    ) -> Float[Array, " K"]:
+        """∂⟨pull, f⟩/∂s_k of the kinks with these numbers; zero beyond `total`."""
+        real = index < self.total
+        if index.shape[0] >= self.num_groups:
+
+            def product(s):
+                return jnp.sum(pull * self.outputs(params, s).reshape(pull.shape))
+
+            every = jax.grad(product)(slopes).reshape(-1)
+            return every.at[index].get(mode="fill", fill_value=0)
+        x, y = self._examples
+        pulls = pull[None] if self._is_batched else pull
+
+        def one(number):
+            group, kink = self._place(number)
+
+            def product(share):
+                here = slopes[group].at[kink].set(share)
+                out, _ = evaluate(self._example, here, params, x[group], y[group])
+                return jnp.sum(pulls[group] * out.reshape(pulls[group].shape))
+
+            return jax.grad(product)(slopes[group, kink])
+
+        return jnp.where(real, jax.vmap(one)(index), 0)
+
     def flat_gradient(self, params: Params, branches: Any) -> tuple[Any, Any, Any]:
         """`gradient`, its direction as a vector, and the slope in the outputs."""
         gradient, pull = self.gradient(params, branches)
@@ -310,18 +358,20 @@ def frozen(problem: Problem, params: Params) -> Frozen | None:
 
     Raises `UnsupportedKink` if there are some that cannot be.
     """
-    count, in_series, names = eqx.filter_eval_shape(_found, problem, params)
-    return Frozen(problem, count, in_series, names) if count else None
+    found = eqx.filter_eval_shape(_found, problem, params)
+    return Frozen(problem, *found) if found[0] else None
 
 
 @eqx.filter_jit  # which remembers what it has traced
-def _found(problem: Problem, params: Params) -> tuple[int, bool, tuple[Any, ...]]:
-    """How many kinks an example has, whether one may depend on another, and names."""
+def _found(problem: Problem, params: Params) -> tuple[int, bool, bool, tuple[Any, ...]]:
+    """How many kinks an example has, whether one may depend on another, whether all are
+    affine in the parameters, and names.
+    """
     batched = isinstance(problem.static, Batched)
     x, y = problem.x, problem.y
     x, y = (x, y) if batched else (x[0], y[0])
     _, taken = evaluate(lambda p, x, y: _example(problem, p, x, y), None, params, x, y)
-    return taken.count, taken.in_series, tuple(taken.names)
+    return taken.count, taken.in_series, taken.is_affine, tuple(taken.names)
 
 
 def has_kinks(problem: Problem, params: Params) -> bool:

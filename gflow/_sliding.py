@@ -11,26 +11,37 @@ which is minus the element of least norm of the Clarke subdifferential (Ji & Tel
 2020, Lemma B.9) for as long as the slopes that make $b = v$ are in [0, 1].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ._box import box_min_norm
 from ._flat import flatten, unflattener
 from ._frozen import Branched, Frozen
-from ._inclusion import by_number, least_of, mark, split, unit_rows
-from ._lanes import anywhere
+from ._inclusion import by_number, least_of, mark
+from ._lanes import anywhere, largest
+from ._pivoting import pivoted
 from ._types import BoolScalar, IntScalar, Params, Scalar
 from .fields import Velocity
 
 
-# Numbers of pinned kinks for which the projection is compiled.
-_FEW, _MORE = 8, (32, 128)
-# A velocity across a kink that is rounding, as a part of the whole velocity.
-_STILL = 1e-9
+# Pinned kinks whose normals are formed at a time, and how many there are, at most, for
+# whom programs that form them all are compiled, and all that there is room for.
+_CHUNK = 16
+_FEW, _MORE = 16, (64,)
+# Examples up to which all of them are evaluated for the pinned kinks of a few.
+_WHOLE = 32
+# On the diagonal of a Gram matrix of unit rows, as a power of the unit of rounding:
+# normals depend on each other where more kinks hold a neuron at zero than it has
+# weights.
+_RIDGE = 0.5
+_ITERATIONS = 40  # of conjugate gradients, at most
+# What is left of the velocity across pinned kinks, in units of rounding.
+_LEFT = 1e3
 
 
 class Sides(eqx.Module):
@@ -38,6 +49,10 @@ class Sides(eqx.Module):
 
     slopes: Float[Array, "groups kinks"]
     pins: Int[Array, " K"]  # the numbers of the pinned kinks, then `total`
+    # 1/‖n_k‖ of the pinned kinks when they were last changed, and then the inverse of the
+    # Gram matrix of their unit normals.
+    scales: Float[Array, " K"]
+    inverse: Float[Array, "K K"]
 
     @property
     def pinned(self) -> Bool[Array, "groups kinks"]:
@@ -60,12 +75,28 @@ class Sides(eqx.Module):
 
     def with_slopes(self, shares: Float[Array, " K"]) -> "Sides":
         """The same with these slopes at the pinned kinks."""
-        return Sides(_put(self.slopes, self.pins, shares), self.pins)
+        slopes = _put(self.slopes, self.pins, shares)
+        return Sides(slopes, self.pins, self.scales, self.inverse)
+
+
+def no_pins(slopes: Float[Array, "groups kinks"], capacity: int) -> Sides:
+    """With these slopes and no kink pinned, but room for so many."""
+    return Sides(
+        slopes,
+        jnp.full((capacity,), slopes.size),
+        jnp.zeros(capacity, slopes.dtype),
+        jnp.eye(capacity, dtype=slopes.dtype),
+    )
+
+
+def room_for(most: int, frozen: Frozen) -> int:
+    """Room for the pinned kinks of a problem, in whole chunks, if there are several."""
+    whole = -(-min(most, frozen.total) // _CHUNK) * _CHUNK
+    return min(whole, frozen.total) if frozen.total <= _CHUNK else whole
 
 
 def _at(values: Array, index: Int[Array, " K"], fill: Any) -> Array:
-    flat = values.reshape(-1)
-    return flat.at[index].get(mode="fill", fill_value=fill)
+    return values.reshape(-1).at[index].get(mode="fill", fill_value=fill)
 
 
 def _put(values: Array, index: Int[Array, " K"], new: Array) -> Array:
@@ -113,66 +144,163 @@ class SlidingField(eqx.Module):
         return Velocity(at.log_slope, direction, at.log_loss, at.loss)
 
 
-def _where_pinned(sides: Sides, with_first: Any, otherwise: Any, *args: Any) -> Any:
-    """`with_first(count)(*args)` with room for the pinned kinks, or `otherwise`."""
-    number = sides.num_pins
-    capacity = sides.pins.shape[0]
-    return jax.lax.cond(
-        anywhere(number > 0),
-        lambda *a: by_number(
-            number, capacity, with_first, least=min(_FEW, capacity), more=_MORE
-        )(*a),
-        otherwise,
-        *args,
-    )
+class _Normals(eqx.Module):
+    """The unit normals of the pinned kinks, as products with them.
+
+    Some are formed at a time, and only as many as there are pinned kinks.
+    """
+
+    frozen: Frozen
+    params: Params
+    sides: Sides
+
+    def _by_chunks(self, one: Callable[..., Any], *rows: Array) -> Any:
+        """`one(index, *rows)` of each chunk of kinks, stacked; zero where none is."""
+        sides, count = self.sides, self.sides.pins.shape[0]
+        groups = self.frozen.num_groups
+        size = _CHUNK if count % _CHUNK == 0 and groups > _WHOLE else count
+        chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (sides.pins, *rows)]
+        shape = eqx.filter_eval_shape(one, *(x[0] for x in chunks))
+
+        def step(_: None, parts: Any) -> tuple[None, Any]:
+            # The pinned kinks come first.
+            some = anywhere(parts[0][0] < self.frozen.total)
+            return None, jax.lax.cond(
+                some, one, lambda *parts: _zeros(shape), *parts
+            )
+
+        if len(chunks[0]) == 1:
+            return jtu.tree_map(lambda x: x[None], step(None, [x[0] for x in chunks])[1])
+        return jax.lax.scan(step, None, chunks)[1]
+
+    def z(self) -> Float[Array, " K"]:
+        """z of the pinned kinks in units of the length of their normals."""
+
+        def one(index: Array) -> Array:
+            return self.frozen.at(self.params, self.sides.slopes, index)
+
+        return self.sides.scales * self._by_chunks(one).reshape(-1)
+
+    def across(self, direction: Params) -> Float[Array, " K"]:
+        """N v."""
+
+        def one(index: Array) -> Array:
+            return jax.jvp(
+                lambda p: self.frozen.at(p, self.sides.slopes, index),
+                (self.params,),
+                (direction,),
+            )[1]
+
+        return self.sides.scales * self._by_chunks(one).reshape(-1)
+
+    def along(self, x: Float[Array, " K"]) -> Params:
+        """Nᵀ x."""
+
+        def one(index: Array, x: Array) -> Params:
+            _, pull = jax.vjp(
+                lambda p: self.frozen.at(p, self.sides.slopes, index), self.params
+            )
+            return pull(x)[0]
+
+        parts = self._by_chunks(one, self.sides.scales * x)
+        return jtu.tree_map(lambda part: jnp.sum(part, axis=0), parts)
+
+    def kicks(self, pull: Array) -> Float[Array, " K"]:
+        """κ_k, with which -∇ℒ changes by κ_k n_k from the lower branch to the upper."""
+
+        def one(index: Array) -> Array:
+            return kicks(self.frozen, self.params, self.sides.slopes, pull, index)
+
+        return self._by_chunks(one).reshape(-1)
+
+    def solve(self, right: Float[Array, " K"]) -> Float[Array, " K"]:
+        """λ with N Nᵀ λ = `right`, by conjugate gradients."""
+
+        def product(x: Array) -> Array:
+            return jnp.where(self.sides.is_real, self.across(self.along(x)), x)
+
+        def solver(product: Any, right: Array) -> Array:
+            return _conjugate_gradients(product, right, self.sides.inverse)
+
+        return jax.lax.custom_linear_solve(product, right, solver, symmetric=True)
+
+
+def _zeros(shape: Any) -> Any:
+    return jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+
+def _conjugate_gradients(
+    product: Callable[[Array], Array], right: Array, inverse: Array
+) -> Array:
+    """x with product(x) = right, to rounding or as near as it comes."""
+    enough = (_LEFT * float(jnp.finfo(right.dtype).eps)) ** 2 * jnp.vdot(right, right)
+
+    def scaled(r: Array) -> Array:
+        return jnp.matmul(inverse, r, precision=jax.lax.Precision.HIGHEST)
+
+    def goes_on(carry: Any) -> BoolScalar:
+        _, r, _, _, count = carry
+        return (jnp.vdot(r, r) > enough) & (count < _ITERATIONS)
+
+    def body(carry: Any) -> Any:
+        x, r, q, size, count = carry
+        moved = product(q)
+        bend = jnp.vdot(q, moved)
+        step = jnp.where(bend > 0, size / jnp.where(bend > 0, bend, 1), 0)
+        less = r - step * moved
+        # Where normals depend on each other rounding ends it: there it ends.
+        better = (bend > 0) & (jnp.vdot(less, less) < jnp.vdot(r, r))
+        s = scaled(less)
+        new = jnp.vdot(less, s)
+        x, r = jnp.where(better, x + step * q, x), jnp.where(better, less, r)
+        q = s + jnp.where(size > 0, new / jnp.where(size > 0, size, 1), 0) * q
+        return x, r, q, new, jnp.where(better, count + 1, _ITERATIONS)
+
+    s = scaled(right)
+    start = (jnp.zeros_like(right), right, s, jnp.vdot(right, s), jnp.asarray(0))
+    return jax.lax.while_loop(goes_on, body, start)[0]
 
 
 def along_pins(
     frozen: Frozen, params: Params, sides: Sides, direction: Params
 ) -> Params:
     """The part of a direction that keeps z = 0 at the pinned kinks."""
-    unflatten = unflattener(params)
 
-    def with_first(count: int):
-        def project(direction: Params) -> Params:
-            index = sides.pins[:count]
-            _, normals = frozen.normals(params, sides.slopes, index)
-            _, rest = split(unit_rows(normals), flatten(direction))
-            return unflatten(rest)
+    def project(direction: Params) -> Params:
+        normals = _Normals(frozen, params, sides)
+        less = normals.along(normals.solve(normals.across(direction)))
+        return jtu.tree_map(jnp.subtract, direction, less)
 
-        return project
-
-    return _where_pinned(sides, with_first, lambda d: d, direction)
+    some = anywhere(sides.num_pins > 0)
+    return jax.lax.cond(some, project, lambda d: d, direction)
 
 
 def onto_pins(frozen: Frozen, params: Params, sides: Sides) -> Params:
     """The nearest parameters, to first order, with z = 0 at the pinned kinks."""
-    unflatten = unflattener(params)
 
-    def with_first(count: int):
-        def project(params: Params) -> Params:
-            index = sides.pins[:count]
-            z, normals = frozen.normals(params, sides.slopes, index)
-            units = unit_rows(normals)
-            size = jnp.sum(normals * units, axis=1)
-            target = jnp.where(size == 0, 0, z / jnp.where(size == 0, 1, size))
-            move = least_move(units, target)
-            return unflatten(flatten(params) - move)
+    def project() -> Params:
+        normals = _Normals(frozen, params, sides)
+        less = normals.along(normals.solve(normals.z()))
+        return jtu.tree_map(jnp.subtract, params, less)
 
-        return project
-
-    return _where_pinned(sides, with_first, lambda p: p, params)
+    return jax.lax.cond(anywhere(sides.num_pins > 0), project, lambda: params)
 
 
-def least_move(units: Float[Array, "K P"], target: Float[Array, " K"]) -> Array:
-    """The least vector whose products with the rows are these."""
-    gram = units @ units.T
-    few = 4 * gram.shape[0] * float(jnp.finfo(gram.dtype).eps)
-    more = jnp.where(jnp.diag(gram) == 0, 1, few).astype(gram.dtype)
-    factor = jax.scipy.linalg.cho_factor(gram + jnp.diag(more))
-    x = jax.scipy.linalg.cho_solve(factor, target)
-    x = x + jax.scipy.linalg.cho_solve(factor, target - gram @ x)
-    return x @ units
+def kicks(
+    frozen: Frozen, params: Params, slopes: Any, pull: Any, index: Int[Array, " K"]
+) -> Float[Array, " K"]:
+    """κ_k, with which -∇ℒ changes by κ_k n_k from the lower branch to the upper one.
+
+    Along any direction, as the ratio of what ∂⟨pull, f⟩/∂s_k and z_k change by.
+    """
+    direction = frozen.next_to(params, 1.0)
+    direction = jtu.tree_map(jnp.subtract, direction, params)
+
+    def both(p: Params) -> tuple[Array, Array]:
+        return frozen.at(p, slopes, index), frozen.pull_in_slopes(p, slopes, pull, index)
+
+    _, (z, q) = jax.jvp(both, (params,), (direction,))
+    return jnp.where(z == 0, 0, q / jnp.where(z == 0, 1, z))
 
 
 def slopes_along(
@@ -183,27 +311,96 @@ def slopes_along(
     Where one is outside of [0, 1] the flow leaves that kink. Slopes in unused entries
     are 1/2. To first order where kinks are in series.
     """
-    known = sides.at_pins()
+
+    def find() -> Float[Array, " K"]:
+        gradient, pull = frozen.gradient(params, sides.slopes)
+        normals = _Normals(frozen, params, sides)
+        along = normals.solve(normals.across(gradient.direction)) * sides.scales
+        kick = normals.kicks(pull)
+        more = -along / jnp.where(kick == 0, 1, kick)
+        more = jnp.where((kick == 0) & (along != 0), jnp.inf, more)
+        return sides.at_pins() + jnp.where(sides.is_real, more, 0)
+
+    return jax.lax.cond(anywhere(sides.num_pins > 0), find, lambda: sides.at_pins())
+
+
+class _Gram(eqx.Module):
+    """The unit normals of some kinks, in products."""
+
+    scales: Float[Array, " K"]  # 1/‖n_k‖
+    gram: Float[Array, "K K"]
+    towards: Float[Array, " K"]  # of a vector
+
+    def ordered(self, order: Int[Array, " K"]) -> Array:
+        """The Gram matrix with the kinks in another order."""
+        return self.gram[order][:, order]
+
+
+def _gram(
+    frozen: Frozen, params: Params, slopes: Any, index: Int[Array, " K"], vector: Any
+) -> _Gram:
+    """The products of the unit normals of some kinks, which come first in `index`."""
+    capacity = index.shape[0]
 
     def with_first(count: int):
-        def find() -> Float[Array, " K"]:
-            index = sides.pins[:count]
-            gradient, pull = frozen.gradient(params, sides.slopes)
-            rows = frozen.rows(params, sides.slopes, pull, index)
-            units = unit_rows(rows.normals)
-            along, _ = split(units, flatten(gradient.direction))
-            # -∇ℒ changes by this much times the unit normal from branch to branch.
-            change = jnp.sum(rows.jumps * units, axis=1)
-            more = -along / jnp.where(change == 0, 1, change)
-            more = jnp.where((change == 0) & (along != 0), jnp.inf, more)
-            real = index < frozen.total
-            return known.at[:count].set(
-                jnp.where(real, known[:count] + more, known[:count])
+        def measure() -> _Gram:
+            _, rows = frozen.normals(params, slopes, index[:count])
+            most = jnp.max(jnp.abs(rows), axis=1)
+            safe = jnp.where(most > 0, most, 1)
+            rows = rows / safe[:, None]
+            exact = jax.lax.Precision.HIGHEST
+            gram = jnp.matmul(rows, rows.T, precision=exact)
+            size = jnp.sqrt(jnp.diag(gram))
+            each = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+            gram = gram * each[:, None] * each[None, :]
+            towards = jnp.matmul(rows, vector, precision=exact) * each
+            more = capacity - count
+            return _Gram(
+                jnp.pad(each / safe, (0, more)),
+                jnp.pad(gram, ((0, more), (0, more))),
+                jnp.pad(towards, (0, more)),
             )
 
-        return find
+        return measure
 
-    return _where_pinned(sides, with_first, lambda: known)
+    number = jnp.sum(index < frozen.total)
+    few = min(_FEW, capacity)
+    by = by_number(number, capacity, with_first, least=few, few=few, more=_MORE)
+    return by()
+
+
+def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"]:
+    """The inverse of the first rows and columns, the identity elsewhere.
+
+    By sweeping one after the other (Gauss and Jordan), which costs as much as there are.
+    A few roundings on the diagonal keep it positive definite.
+    """
+    gram = jax.lax.stop_gradient(gram)
+    count = gram.shape[0]
+    each = jnp.arange(count)
+    real = (each < number) & (jnp.diag(gram) > 0)
+    ridge = float(jnp.finfo(gram.dtype).eps) ** _RIDGE
+    both = real[:, None] & real[None, :]
+    start = jnp.where(both, gram, 0) + jnp.diag(jnp.where(real, ridge, 1))
+
+    def sweep(k: Any, a: Array) -> Array:
+        row, column = a[k], a[:, k]
+        pivot = row[k]
+        new = a - jnp.outer(column, row) / pivot
+        new = new.at[k].set(row / pivot).at[:, k].set(column / pivot)
+        return new.at[k, k].set(-1 / pivot)
+
+    most = jnp.minimum(largest(number), count)
+    swept = jax.lax.fori_loop(0, most, sweep, start.astype(gram.dtype))
+    return jnp.where((each < most)[:, None] & (each < most), -swept, start)
+
+
+def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
+    """The same sides with the normals of the pinned kinks measured."""
+    vector = jnp.zeros_like(flatten(params))
+    at = _gram(frozen, params, sides.slopes, sides.pins, vector)
+    inverse = _inverse(at.gram, sides.num_pins)
+    return Sides(sides.slopes, sides.pins, at.scales, inverse)
 
 
 class Balance(eqx.Module):
@@ -221,61 +418,48 @@ def balanced(
 ) -> Balance:
     r"""Which of some kinks at z = 0 hold the flow, and the velocity along these.
 
-    $$\min_{s\in[0,1]^K}\|b + \textstyle\sum_k s_k J_k\|$$
+    $$\min_{s\in[0,1]^K}\|b + \textstyle\sum_k s_k \kappa_k n_k\|$$
 
-    over the slopes of the candidates, $J_k$ the change of -∇ℒ across kink k. The
-    minimiser is the velocity v. Kinks with $\langle n_k, v\rangle = 0$ are pinned; the
-    others are left, to the side that their slope says. Concave kinks push away on both
-    sides and are left to the side on which they are.
+    over the slopes of the candidates, $\kappa_k n_k$ the change of -∇ℒ across kink k.
+    The minimiser is the velocity v. Kinks with $\langle n_k, v\rangle = 0$ are pinned;
+    the others are left, to the side that their slope says. Concave kinks, κ > 0, push
+    away on both sides and are left to the side on which they are.
     """
     gradient, pull = frozen.gradient(params, slopes)
-    vector = flatten(gradient.direction)
-    unflatten = unflattener(params)
-    capacity = candidates.shape[0]
+    none = no_pins(slopes, candidates.shape[0])
 
-    def with_first(count: int):
-        def solve() -> tuple[Array, Array, Array]:
-            index = candidates[:count]
-            real = index < frozen.total
-            rows = frozen.rows(params, slopes, pull, index)
-            units = unit_rows(rows.normals)
-            before = _at(slopes, index, 0.0)
-            change = jnp.sum(rows.jumps * units, axis=1)
-            convex = real & (change < 0)
-            base = vector - jnp.where(convex, before, 0) @ rows.jumps
-            scale = jnp.max(jnp.abs(rows.jumps), initial=0)
-            jumps = rows.jumps / jnp.where(scale > 0, scale, 1)
-            exact = jax.lax.Precision.HIGHEST
-            found = box_min_norm(
-                jnp.matmul(jumps, jumps.T, precision=exact),
-                jnp.matmul(jumps, base / jnp.where(scale > 0, scale, 1), precision=exact),
-                convex,
-                jnp.where(convex, jnp.clip(before, 0, 1), 0),
-            )
-            shares = jnp.where(convex, found.multipliers, jnp.round(before))
-            inner = jnp.where(convex, shares, 0)
-            v = base + inner @ rows.jumps
-            # A speed across a kink that is rounding of what it is the sum of.
-            along, parts = units @ base, units @ rows.jumps.T
-            terms = jnp.abs(along) + jnp.abs(parts) @ inner
-            still = jnp.abs(along + parts @ inner) <= _STILL * terms
-            held = convex & (((shares > 0) & (shares < 1)) | still)
-            pins = jnp.sort(jnp.where(held, index, frozen.total))
-            pad = jnp.full((capacity - count,), frozen.total, pins.dtype)
-            return _put(slopes, index, shares), jnp.concatenate([pins, pad]), v
+    def solve() -> tuple[Sides, Params]:
+        vector = flatten(gradient.direction)
+        at = _gram(frozen, params, slopes, candidates, vector)
+        sides = Sides(slopes, candidates, at.scales, none.inverse)
+        normals = _Normals(frozen, params, sides)
+        length = jnp.where(at.scales > 0, 1 / jnp.where(at.scales > 0, at.scales, 1), 0)
+        force = normals.kicks(pull) * length
+        force = jnp.where(sides.is_real & (force < 0), -force, 0)
+        convex = force > 0
+        before = _at(slopes, candidates, 0.0)
+        # In units in which the largest is one.
+        unit = jnp.max(force)
+        unit = jnp.where(unit > 0, unit, 1)
+        bound, start = force / unit, jnp.clip(before, 0, 1) * force / unit
+        linear = at.towards / unit + at.gram @ (before * bound)
+        given = jax.lax.stop_gradient((at.gram, linear, bound, start))
+        found = jax.lax.stop_gradient(pivoted(*given))
+        shares = jnp.where(convex, found.x / jnp.where(convex, bound, 1), before)
+        shares = jnp.where(convex, shares, jnp.round(before))
+        move = jnp.where(convex, unit * bound * (before - shares), 0)
+        v = jtu.tree_map(jnp.add, gradient.direction, normals.along(move))
+        held = convex & (found.free | found.still)
+        order = jnp.argsort(~held, stable=True)
+        pins = jnp.where(held, candidates, frozen.total)[order]
+        scales = jnp.where(held, at.scales, 0)[order]
+        inverse = _inverse(at.ordered(order), jnp.sum(held))
+        return Sides(_put(slopes, candidates, shares), pins, scales, inverse), v
 
-        return solve
-
-    number = jnp.sum(candidates < frozen.total)
-    slopes, pins, v = jax.lax.cond(
-        anywhere(number > 0),
-        by_number(number, capacity, with_first, least=min(_FEW, capacity), more=_MORE),
-        lambda: (slopes, jnp.full_like(candidates, frozen.total), vector),
-    )
-    at = Velocity(
-        gradient.log_slope, unflatten(v), gradient.log_loss, gradient.loss
-    )
-    return Balance(Sides(slopes, pins), at)
+    some = anywhere(jnp.any(candidates < frozen.total))
+    sides, v = jax.lax.cond(some, solve, lambda: (none, gradient.direction))
+    at = Velocity(gradient.log_slope, v, gradient.log_loss, gradient.loss)
+    return Balance(sides, at)
 
 
 def crossing_speed(

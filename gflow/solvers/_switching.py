@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._flow import FlowField, FlowState, SwitchingError, Work
 from .._frozen import Frozen
+from .._inclusion import mark
 from .._lanes import anywhere
 from .._norms import norms, norms_over
 from .._settle import settle
@@ -35,6 +36,8 @@ from .._sliding import (
     SlidingField,
     balanced,
     crossing_speed,
+    measured,
+    no_pins,
     numbers_of,
     onto_pins,
     slopes_along,
@@ -42,7 +45,7 @@ from .._sliding import (
 from .._types import BoolScalar, IntScalar, Params, Scalar
 from ..clocks import AbstractTimeClock
 from ..fields import GradientField, Velocity
-from ._crossings import Crossings, crossings
+from ._crossings import Crossings, Cubics, crossings, cubics
 from ._local import AbstractLocal
 from ._stability import crowding, reach_of
 from ._switch_log import SwitchLog, log_time_of
@@ -170,14 +173,19 @@ class Switching(dfx.AbstractAdaptiveSolver):
                 frozen, params, None, capacity=self.capacity, branch=self.branch
             )
             slopes = pattern.branches.astype(dtype)
-            sides = Sides(slopes, pattern.pins).with_slopes(pattern.shares)
+            sides = no_pins(slopes, self.capacity)
+            sides = eqx.tree_at(lambda s: s.pins, sides, pattern.pins)
+            sides = measured(frozen, params, sides.with_slopes(pattern.shares))
             ambiguous, unsure = found.ambiguous, ~found.consistent
         else:
             slopes = (frozen.pre_activations(params, None) > 0).astype(dtype)
-            none = jnp.full((self.capacity,), frozen.total)
-            sides = Sides(slopes, none)
+            sides = no_pins(slopes, self.capacity)
             ambiguous = unsure = jnp.asarray(False)
         told, inside = self._told(args, sides), _bare(y0)
+        if not self.resolves:
+            # (No kink is pinned, which the compiler need not find out.)
+            field = GradientField(frozen.on(slopes))  # pyright: ignore
+            told = eqx.tree_at(lambda f: f.field, args, field)
         inner = self.solver.init(terms, t0, t1, inside, told)
         moved = told(t0, inside, told)
         z, rate = crossing_speed(frozen, params, sides.slopes, moved.params)
@@ -294,11 +302,10 @@ class Switching(dfx.AbstractAdaptiveSolver):
         h = jnp.asarray(t1 - t0).astype(z.dtype)
         side = jnp.where(sides.slopes > 0.5, 1, -1).astype(z.dtype)
         free = ~sides.pinned
-        found = crossings(side, free, before.z, h * before.rate, z, h * rate)
+        path = cubics(side, free, before.z, h * before.rate, z, h * rate)
         shares = slopes_along(frozen, y1.params, sides)
         loose = sides.is_real & ~((shares >= -_SLACK) & (shares <= 1 + _SLACK))
-        any_ = (found.first < 1) | jnp.any(loose)
-        due = good & any_
+        due = good & (jnp.any(path.crossed | path.dips) | jnp.any(loose))
         rows = sides.num_pins.astype(z.dtype) / frozen.num_groups
         looked = jnp.where(sides.num_pins > 0, 1 + 3 * rows, 0) + _TANGENT
         kept = sides.with_slopes(jnp.clip(shares, 0, 1))
@@ -325,7 +332,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
         def switched() -> _Step:
             step = self._switched(
-                flow, t0, t1, y0, y1, slope, exact, before, found, shares, loose
+                flow, t0, t1, y0, y1, slope, exact, before, path, shares, loose
             )
             step = eqx.tree_at(lambda s: s.spent, step, step.spent + looked)
             return jtu.tree_map(lambda a, b: jnp.where(due, a, b), step, smooth)
@@ -342,11 +349,11 @@ class Switching(dfx.AbstractAdaptiveSolver):
         slope: FlowState,
         exact: bool,
         before: SwitchingState,
-        found: Crossings,
+        path: Cubics,
         shares: Float[Array, " K"],
         loose: Bool[Array, " K"],
     ) -> _Step:
-        frozen, sides = self.frozen, before.sides
+        frozen, sides, found = self.frozen, before.sides, crossings(path)
         s, pins = sides.slopes, sides.pins
         h = jnp.asarray(t1 - t0).astype(s.dtype)
         known = jnp.where(jnp.isfinite(shares), shares, jnp.round(sides.at_pins()))
@@ -362,7 +369,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         less = 0.5 * over * (inside - known)
 
         def mean(base: Sides, by: Any) -> Array:
-            moved = Sides(base.slopes + change, base.pins)
+            moved = eqx.tree_at(lambda s: s.slopes, base, base.slopes + change)
             return moved.with_slopes(base.at_pins() + by).slopes
 
         at_end = sides.with_slopes(known)
@@ -398,7 +405,31 @@ class Switching(dfx.AbstractAdaptiveSolver):
         y2 = eqx.tree_at(lambda y: y.params, y1, moved)
         f_end, _ = flow.moved(t1, y2, v, log_rate)
         rate = jnp.exp(v.log_speed + log_rate) * rate
-        moved = onto_pins(frozen, moved, end)
+
+        # Other slopes than those of kinks that are just crossed: then anew with these.
+        guess = jnp.where(found.crossed, 1 - jnp.round(s), at_end.slopes)
+        others = jnp.any(guess != end.slopes)
+
+        def anew() -> tuple[FlowState, Params, FlowState]:
+            part = jnp.where(found.crossed, found.beyond, 0)
+            part = jnp.where(sides.pinned, rest, part)
+            slopes = at_end.slopes + part * (end.slopes - at_end.slopes)
+            slopes = slopes + jnp.where(found.crossed, 0, change)
+            slow = sides.with_slopes(known + less).slopes
+            slopes = jnp.where(mark(_where(loose, pins, s.size), s.shape), slow, slopes)
+            again, _ = velocity(t1, y1, slopes, log_rate)
+            d = _minus(again, f_base, h)
+            moved = jtu.tree_map(jnp.add, y1.params, d.params)
+            y2 = eqx.tree_at(lambda y: y.params, y1, onto_pins(frozen, moved, end))
+            field = self._told(flow, end).field
+            f_end, _ = flow.moved(t1, y2, field(y2.params), log_rate)
+            return d, moved, f_end
+
+        d, moved, f_end = jtu.tree_map(
+            lambda a, b: jnp.where(others, a, b),
+            jax.lax.cond(anywhere(others), anew, lambda: (d, moved, f_end)),
+            (d, moved, f_end),
+        )
 
         # The path leaves that of the old slopes like a parabola that starts at `first`
         # with this share of its final slope.
@@ -426,19 +457,29 @@ class Switching(dfx.AbstractAdaptiveSolver):
         error = jnp.where(h <= resolution, 0, error)
         crossed = jnp.sum(found.beyond > 0)
         params = jtu.tree_map(jnp.add, moved, more.params)
-        gone = jtu.tree_map(jnp.add, gone, more.params)
+        params = onto_pins(frozen, params, end)
+        gone = jtu.tree_map(jnp.subtract, params, y1.params)
         state = self._booked(y1, slope, gone, e, params, h * rest)
         total = jtu.tree_map(jnp.subtract, state, y1)
         square = jtu.tree_map(jnp.subtract, e, total)
         linear = jtu.tree_map(jnp.subtract, total, square)
         rows = end.num_pins.astype(h.dtype) / frozen.num_groups
         spent = spent + 1 + rows + jnp.where(big, 2 + rows, 0)
+        spent = spent + jnp.where(others, 2 + 2 * rows, 0)
         spent = spent + jnp.where(jnp.asarray(f_base is slope), 0, 1)
         was, now = sides.pinned, end.pinned
         number = found.beyond.reshape(-1)
         kink = jnp.where(jnp.any(number > 0), jnp.argmax(number), pins[0])
         # Memory of crossings fades from step to step.
         lately = _LATELY * before.lately + found.crossed
+        # Where only the slopes of the same pinned kinks are others, as they may be where
+        # normals depend on each other, the velocity is what it was.
+        same = jnp.all(was == now) & (crossed == 0)
+        error = jnp.where(same, 0, error)
+        state = jtu.tree_map(lambda a, b: jnp.where(same, a, b), y1, state)
+        linear, square = jtu.tree_map(
+            lambda a: jnp.where(same, 0, a), (linear, square)
+        )
         return _Step(
             state=state,
             sides=end,
@@ -449,7 +490,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             first=first,
             linear=linear,
             square=square,
-            jumped=jnp.asarray(True),
+            jumped=~same,
             spent=spent,
             crossed=jnp.sum(found.crossed & ~now),
             pinned=jnp.sum(now & ~was),
@@ -588,6 +629,10 @@ class Switching(dfx.AbstractAdaptiveSolver):
             work=y1.work,
             crowding=y1.crowding,
         )
+
+
+def _where(which: Array, index: Array, total: int) -> Array:
+    return jnp.where(which, index, total)
 
 
 def nothing_like(tree: Any) -> Any:
