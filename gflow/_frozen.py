@@ -96,7 +96,7 @@ class Frozen(eqx.Module):
         return (out[0] if self._is_batched else out), z
 
     def pre_activations(
-        self, params: Params, branches: Bool[Array, "groups kinks"] | None
+        self, params: Params, branches: Shaped[Array, "groups kinks"] | None
     ) -> Float[Array, "groups kinks"]:
         """z of every kink; without branches, with those that fit."""
         return self._split(params, branches)[1]

@@ -29,10 +29,10 @@ from ._types import BoolScalar, IntScalar, Params, Scalar
 from .fields import Velocity
 
 
-# Pinned kinks whose normals are formed at a time, and how many there are, at most, for
-# whom programs that form them all are compiled, and all that there is room for.
+# Pinned kinks whose normals are formed at a time. Where their Gram matrix is needed there
+# is one program for a few kinks and one for all that there is room for.
 _CHUNK = 16
-_FEW, _MORE = 16, (64,)
+_FEW = 32
 # Examples up to which all of them are evaluated for the pinned kinks of a few.
 _WHOLE = 32
 # On the diagonal of a Gram matrix of unit rows, as a power of the unit of rounding:
@@ -324,49 +324,30 @@ def slopes_along(
     return jax.lax.cond(anywhere(sides.num_pins > 0), find, lambda: sides.at_pins())
 
 
-class _Gram(eqx.Module):
-    """The unit normals of some kinks, in products."""
-
-    scales: Float[Array, " K"]  # 1/‖n_k‖
-    gram: Float[Array, "K K"]
-    towards: Float[Array, " K"]  # of a vector
-
-    def ordered(self, order: Int[Array, " K"]) -> Array:
-        """The Gram matrix with the kinks in another order."""
-        return self.gram[order][:, order]
-
-
 def _gram(
     frozen: Frozen, params: Params, slopes: Any, index: Int[Array, " K"], vector: Any
-) -> _Gram:
-    """The products of the unit normals of some kinks, which come first in `index`."""
+) -> tuple[Array, Array, Array]:
+    """Of the unit normals of some kinks: 1/‖n_k‖, the Gram matrix, and the products
+    with a vector.
+    """
+    _, rows = frozen.normals(params, slopes, index)
+    most = jnp.max(jnp.abs(rows), axis=1)
+    safe = jnp.where(most > 0, most, 1)
+    rows = rows / safe[:, None]
+    exact = jax.lax.Precision.HIGHEST
+    gram = jnp.matmul(rows, rows.T, precision=exact)
+    size = jnp.sqrt(jnp.diag(gram))
+    each = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+    gram = gram * each[:, None] * each[None, :]
+    return each / safe, gram, jnp.matmul(rows, vector, precision=exact) * each
+
+
+def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
+    """`with_first(count)()` with room for the kinks, which come first in `index`."""
     capacity = index.shape[0]
-
-    def with_first(count: int):
-        def measure() -> _Gram:
-            _, rows = frozen.normals(params, slopes, index[:count])
-            most = jnp.max(jnp.abs(rows), axis=1)
-            safe = jnp.where(most > 0, most, 1)
-            rows = rows / safe[:, None]
-            exact = jax.lax.Precision.HIGHEST
-            gram = jnp.matmul(rows, rows.T, precision=exact)
-            size = jnp.sqrt(jnp.diag(gram))
-            each = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
-            gram = gram * each[:, None] * each[None, :]
-            towards = jnp.matmul(rows, vector, precision=exact) * each
-            more = capacity - count
-            return _Gram(
-                jnp.pad(each / safe, (0, more)),
-                jnp.pad(gram, ((0, more), (0, more))),
-                jnp.pad(towards, (0, more)),
-            )
-
-        return measure
-
-    number = jnp.sum(index < frozen.total)
     few = min(_FEW, capacity)
-    by = by_number(number, capacity, with_first, least=few, few=few, more=_MORE)
-    return by()
+    number = jnp.sum(index < total)
+    return by_number(number, capacity, with_first, least=few, few=few)()
 
 
 def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"]:
@@ -392,15 +373,29 @@ def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"
 
     most = jnp.minimum(largest(number), count)
     swept = jax.lax.fori_loop(0, most, sweep, start.astype(gram.dtype))
-    return jnp.where((each < most)[:, None] & (each < most), -swept, start)
+    done = each < most
+    return jnp.where(done[:, None] & done[None, :], -swept, start)
 
 
 def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
     """The same sides with the normals of the pinned kinks measured."""
-    vector = jnp.zeros_like(flatten(params))
-    at = _gram(frozen, params, sides.slopes, sides.pins, vector)
-    inverse = _inverse(at.gram, sides.num_pins)
-    return Sides(sides.slopes, sides.pins, at.scales, inverse)
+    blank = no_pins(sides.slopes, sides.pins.shape[0])
+
+    def with_first(count: int):
+        def measure() -> Sides:
+            index = sides.pins[:count]
+            vector = jnp.zeros_like(flatten(params))
+            scales, gram, _ = _gram(frozen, params, sides.slopes, index, vector)
+            return Sides(
+                sides.slopes,
+                sides.pins,
+                blank.scales.at[:count].set(scales),
+                blank.inverse.at[:count, :count].set(_inverse(gram, sides.num_pins)),
+            )
+
+        return measure
+
+    return _by_size(sides.pins, frozen.total, with_first)
 
 
 class Balance(eqx.Module):
@@ -428,33 +423,50 @@ def balanced(
     gradient, pull = frozen.gradient(params, slopes)
     none = no_pins(slopes, candidates.shape[0])
 
+    vector = flatten(gradient.direction)
+
+    def with_first(count: int):
+        def solve() -> tuple[Sides, Array, Array]:
+            index = candidates[:count]
+            real = index < frozen.total
+            scales, gram, towards = _gram(frozen, params, slopes, index, vector)
+            kick = kicks(frozen, params, slopes, pull, index)
+            force = jnp.where(scales > 0, kick / jnp.where(scales > 0, scales, 1), 0)
+            force = jnp.where(real & (force < 0), -force, 0)
+            convex = force > 0
+            before = _at(slopes, index, 0.0)
+            # In units in which the largest is one.
+            unit = jnp.max(force)
+            unit = jnp.where(unit > 0, unit, 1)
+            bound = force / unit
+            linear = towards / unit + gram @ (before * bound)
+            near = jnp.clip(before, 0, 1) * bound
+            given = jax.lax.stop_gradient((gram, linear, bound, near))
+            found = jax.lax.stop_gradient(pivoted(*given))
+            shares = jnp.where(convex, found.x / jnp.where(convex, bound, 1), before)
+            shares = jnp.where(convex, shares, jnp.round(before))
+            move = jnp.where(convex, unit * bound * (before - shares), 0)
+            held = convex & (found.free | found.still)
+            order = jnp.argsort(~held, stable=True)
+            inverse = _inverse(gram[order][:, order], jnp.sum(held))
+            held = held[order]
+            sides = Sides(
+                _put(slopes, index, shares),
+                none.pins.at[:count].set(jnp.where(held, index[order], frozen.total)),
+                none.scales.at[:count].set(jnp.where(held, scales[order], 0)),
+                none.inverse.at[:count, :count].set(inverse),
+            )
+            all_moves = jnp.zeros_like(none.scales).at[:count].set(move)
+            all_scales = none.scales.at[:count].set(scales)
+            return sides, all_moves, all_scales
+
+        return solve
+
     def solve() -> tuple[Sides, Params]:
-        vector = flatten(gradient.direction)
-        at = _gram(frozen, params, slopes, candidates, vector)
-        sides = Sides(slopes, candidates, at.scales, none.inverse)
-        normals = _Normals(frozen, params, sides)
-        length = jnp.where(at.scales > 0, 1 / jnp.where(at.scales > 0, at.scales, 1), 0)
-        force = normals.kicks(pull) * length
-        force = jnp.where(sides.is_real & (force < 0), -force, 0)
-        convex = force > 0
-        before = _at(slopes, candidates, 0.0)
-        # In units in which the largest is one.
-        unit = jnp.max(force)
-        unit = jnp.where(unit > 0, unit, 1)
-        bound, start = force / unit, jnp.clip(before, 0, 1) * force / unit
-        linear = at.towards / unit + at.gram @ (before * bound)
-        given = jax.lax.stop_gradient((at.gram, linear, bound, start))
-        found = jax.lax.stop_gradient(pivoted(*given))
-        shares = jnp.where(convex, found.x / jnp.where(convex, bound, 1), before)
-        shares = jnp.where(convex, shares, jnp.round(before))
-        move = jnp.where(convex, unit * bound * (before - shares), 0)
-        v = jtu.tree_map(jnp.add, gradient.direction, normals.along(move))
-        held = convex & (found.free | found.still)
-        order = jnp.argsort(~held, stable=True)
-        pins = jnp.where(held, candidates, frozen.total)[order]
-        scales = jnp.where(held, at.scales, 0)[order]
-        inverse = _inverse(at.ordered(order), jnp.sum(held))
-        return Sides(_put(slopes, candidates, shares), pins, scales, inverse), v
+        sides, move, scales = _by_size(candidates, frozen.total, with_first)
+        on = Sides(slopes, candidates, scales, none.inverse)
+        less = _Normals(frozen, params, on).along(move)
+        return sides, jtu.tree_map(jnp.add, gradient.direction, less)
 
     some = anywhere(jnp.any(candidates < frozen.total))
     sides, v = jax.lax.cond(some, solve, lambda: (none, gradient.direction))

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from .._problem import Problem
+from .._problem import AbstractProblem
 from .._types import Params, Scalar
 
 
@@ -22,7 +22,7 @@ class GradientField(eqx.Module):
     which need not be the velocity of the differential inclusion.
     """
 
-    problem: Problem
+    problem: AbstractProblem
 
     def __call__(self, params: Params) -> Velocity:
         at = self.problem.gradient(params)

@@ -1,5 +1,7 @@
 """When kinks are crossed within a step, all at once."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,7 @@ def crossings(path: Cubics) -> Crossings:
         getattr(path, name) for name in ("a", "b", "c", "d", "crossed", "dips", "low")
     )
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
         inside = path(middle) >= 0

@@ -184,7 +184,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         told, inside = self._told(args, sides), _bare(y0)
         if not self.resolves:
             # (No kink is pinned, which the compiler need not find out.)
-            field = GradientField(frozen.on(slopes))  # pyright: ignore
+            field = GradientField(frozen.on(slopes))
             told = eqx.tree_at(lambda f: f.field, args, field)
         inner = self.solver.init(terms, t0, t1, inside, told)
         moved = told(t0, inside, told)
@@ -375,7 +375,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         at_end = sides.with_slopes(known)
 
         def velocity(time: Any, y: FlowState, slopes: Any, log_rate: Any) -> Any:
-            field = GradientField(frozen.on(slopes))  # pyright: ignore
+            field = GradientField(frozen.on(slopes))
             return flow.moved(time, y, field(y.params), log_rate)
 
         # The clock runs on as before the first kink, so that W is linear in the
@@ -471,7 +471,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         number = found.beyond.reshape(-1)
         kink = jnp.where(jnp.any(number > 0), jnp.argmax(number), pins[0])
         # Memory of crossings fades from step to step.
-        lately = _LATELY * before.lately + found.crossed
+        lately = _LATELY * before.lately + found.crossed.astype(h.dtype)
         # Where only the slopes of the same pinned kinks are others, as they may be where
         # normals depend on each other, the velocity is what it was.
         same = jnp.all(was == now) & (crossed == 0)
