@@ -296,7 +296,7 @@ def _blend(on: Array, a: Any, b: Any) -> Array:
     safe_a, safe_b = jnp.where(between, a, 0), jnp.where(between, b, 0)
     out = jnp.where(between, on * safe_a + (1 - on) * safe_b, whole)
     # The derivative in the share, at its bounds too.
-    apart = jax.lax.stop_gradient(a - b)
+    apart = a - b
     apart = jnp.where(jnp.isfinite(apart) & ~between, apart, 0)
     return out + (on - jax.lax.stop_gradient(on)) * apart
 
