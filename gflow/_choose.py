@@ -43,7 +43,7 @@ _PINS = 64
 _FEW_PARAMETERS = 20_000
 # Kinks that may be pinned at once by a solver that steps across kinks, and the numbers
 # that their normals may take.
-_MOST_PINS, _NUMBERS = 256, 20_000_000
+_MOST_PINS, _NUMBERS = 256, 8_000_000
 _MAX_STEPS = 1_000_000
 _MAX_STEPS_KEPT = 4096
 # Arrays of this norm and more do not rest; below, T is looked at (see `_rests`). The
@@ -256,7 +256,8 @@ def _following(
     if isinstance(solver, PrimalDual):
         few = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
         return Filippov(solver, frozen, branch, min(frozen.total, few))
-    room = room_for(min(_MOST_PINS, max(16, _NUMBERS // max(size, 1))), frozen)
+    # (No more than there are parameters can be independent.)
+    room = room_for(min(_MOST_PINS, size, max(16, _NUMBERS // max(size, 1))), frozen)
     tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
     resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
     return Switching(solver, frozen, tolerance, branch, room, resolves)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ._flat import flatten, unflattener
 from ._frozen import Branched, Frozen
 from ._inclusion import by_number, least_of, mark
-from ._lanes import anywhere, largest
+from ._lanes import anywhere, largest, where_due
 from ._pivoting import pivoted
 from ._types import BoolScalar, IntScalar, Params, Scalar
 from .fields import Velocity
@@ -33,6 +33,8 @@ from .fields import Velocity
 # is one program for a few kinks and one for all that there is room for.
 _CHUNK = 16
 _FEW = 32
+# Entries of constant normals that are kept.
+_KEPT = 20_000
 # Examples up to which all of them are evaluated for the pinned kinks of a few.
 _WHOLE = 32
 # On the diagonal of a Gram matrix of unit rows, as a power of the unit of rounding:
@@ -53,6 +55,8 @@ class Sides(eqx.Module):
     # Gram matrix of their unit normals.
     scales: Float[Array, " K"]
     inverse: Float[Array, "K K"]
+    # The unit normals, where they are constant and have few entries.
+    rows: Float[Array, "K P"] | None = None
 
     @property
     def pinned(self) -> Bool[Array, "groups kinks"]:
@@ -76,16 +80,23 @@ class Sides(eqx.Module):
     def with_slopes(self, shares: Float[Array, " K"]) -> "Sides":
         """The same with these slopes at the pinned kinks."""
         slopes = _put(self.slopes, self.pins, shares)
-        return Sides(slopes, self.pins, self.scales, self.inverse)
+        return Sides(slopes, self.pins, self.scales, self.inverse, self.rows)
 
 
-def no_pins(slopes: Float[Array, "groups kinks"], capacity: int) -> Sides:
+def no_pins(
+    frozen: Frozen, params: Params, slopes: Float[Array, "groups kinks"], capacity: int
+) -> Sides:
     """With these slopes and no kink pinned, but room for so many."""
+    size = sum(leaf.size for leaf in jtu.tree_leaves(params))
+    rows = None
+    if frozen.is_affine and size * capacity <= _KEPT:
+        rows = jnp.zeros((capacity, size), slopes.dtype)
     return Sides(
         slopes,
         jnp.full((capacity,), slopes.size),
         jnp.zeros(capacity, slopes.dtype),
         jnp.eye(capacity, dtype=slopes.dtype),
+        rows,
     )
 
 
@@ -110,21 +121,20 @@ def numbers_of(which: Bool[Array, "groups kinks"], most: int) -> Int[Array, " K"
     return found
 
 
-@eqx.filter_jit
-def _near_zero(frozen: Frozen, params: Params) -> BoolScalar:
+def is_on_kink(frozen: Frozen, params: Params) -> BoolScalar:
+    """Whether z = 0 at a kink, to rounding; not where it is zero for all parameters."""
     z = jnp.abs(frozen.pre_activations(params, None))
-    return jnp.any(z <= 10 * least_of(z) * jnp.max(z))
+    slack = least_of(z)
+    near = jnp.any(z <= 10 * slack * jnp.max(z))
+
+    def closely() -> BoolScalar:
+        sizes = frozen.sizes(params)
+        return near & jnp.any((z <= 1e3 * slack * sizes) & (sizes > 0))
+
+    return jax.lax.cond(anywhere(near), closely, lambda: jnp.zeros_like(near))
 
 
-@eqx.filter_jit
-def _at_zero(frozen: Frozen, params: Params) -> BoolScalar:
-    z, sizes = frozen.pre_activations(params, None), frozen.sizes(params)
-    return jnp.any((jnp.abs(z) <= 1e3 * least_of(z) * sizes) & (sizes > 0))
-
-
-def on_kink(frozen: Frozen, params: Params) -> bool:
-    """Whether the parameters, whose values are known, are on a kink."""
-    return bool(_near_zero(frozen, params)) and bool(_at_zero(frozen, params))
+on_kink = eqx.filter_jit(is_on_kink)
 
 
 class SlidingField(eqx.Module):
@@ -183,6 +193,9 @@ class _Normals(eqx.Module):
 
     def across(self, direction: Params) -> Float[Array, " K"]:
         """N v."""
+        rows = self.sides.rows
+        if rows is not None:
+            return _product(rows, flatten(direction))
 
         def one(index: Array) -> Array:
             return jax.jvp(
@@ -195,6 +208,9 @@ class _Normals(eqx.Module):
 
     def along(self, x: Float[Array, " K"]) -> Params:
         """Nᵀ x."""
+        rows = self.sides.rows
+        if rows is not None:
+            return unflattener(self.params)(_product(x, rows))
 
         def one(index: Array, x: Array) -> Params:
             _, pull = jax.vjp(
@@ -223,6 +239,10 @@ class _Normals(eqx.Module):
             return _conjugate_gradients(product, right, self.sides.inverse)
 
         return jax.lax.custom_linear_solve(product, right, solver, symmetric=True)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _zeros(shape: Any) -> Any:
@@ -326,20 +346,19 @@ def slopes_along(
 
 def _gram(
     frozen: Frozen, params: Params, slopes: Any, index: Int[Array, " K"], vector: Any
-) -> tuple[Array, Array, Array]:
-    """Of the unit normals of some kinks: 1/‖n_k‖, the Gram matrix, and the products
-    with a vector.
+) -> tuple[Array, Array, Array, Array]:
+    """Of the unit normals of some kinks: 1/‖n_k‖, the Gram matrix, the products with a
+    vector, and themselves.
     """
     _, rows = frozen.normals(params, slopes, index)
     most = jnp.max(jnp.abs(rows), axis=1)
     safe = jnp.where(most > 0, most, 1)
     rows = rows / safe[:, None]
-    exact = jax.lax.Precision.HIGHEST
-    gram = jnp.matmul(rows, rows.T, precision=exact)
+    gram = _product(rows, rows.T)
     size = jnp.sqrt(jnp.diag(gram))
     each = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
     gram = gram * each[:, None] * each[None, :]
-    return each / safe, gram, jnp.matmul(rows, vector, precision=exact) * each
+    return each / safe, gram, _product(rows, vector) * each, rows * each[:, None]
 
 
 def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
@@ -379,18 +398,21 @@ def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"
 
 def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
     """The same sides with the normals of the pinned kinks measured."""
-    blank = no_pins(sides.slopes, sides.pins.shape[0])
+    blank = no_pins(frozen, params, sides.slopes, sides.pins.shape[0])
 
     def with_first(count: int):
         def measure() -> Sides:
             index = sides.pins[:count]
             vector = jnp.zeros_like(flatten(params))
-            scales, gram, _ = _gram(frozen, params, sides.slopes, index, vector)
+            scales, gram, _, rows = _gram(
+                frozen, params, sides.slopes, index, vector
+            )
             return Sides(
                 sides.slopes,
                 sides.pins,
                 blank.scales.at[:count].set(scales),
                 blank.inverse.at[:count, :count].set(_inverse(gram, sides.num_pins)),
+                None if blank.rows is None else blank.rows.at[:count].set(rows),
             )
 
         return measure
@@ -421,15 +443,18 @@ def balanced(
     away on both sides and are left to the side on which they are.
     """
     gradient, pull = frozen.gradient(params, slopes)
-    none = no_pins(slopes, candidates.shape[0])
+    params, slopes, pull = jax.lax.stop_gradient((params, slopes, pull))
+    none = no_pins(frozen, params, slopes, candidates.shape[0])
 
-    vector = flatten(gradient.direction)
+    vector = jax.lax.stop_gradient(flatten(gradient.direction))
 
     def with_first(count: int):
         def solve() -> tuple[Sides, Array, Array]:
             index = candidates[:count]
             real = index < frozen.total
-            scales, gram, towards = _gram(frozen, params, slopes, index, vector)
+            scales, gram, towards, rows = _gram(
+                frozen, params, slopes, index, vector
+            )
             kick = kicks(frozen, params, slopes, pull, index)
             force = jnp.where(scales > 0, kick / jnp.where(scales > 0, scales, 1), 0)
             force = jnp.where(real & (force < 0), -force, 0)
@@ -450,11 +475,13 @@ def balanced(
             order = jnp.argsort(~held, stable=True)
             inverse = _inverse(gram[order][:, order], jnp.sum(held))
             held = held[order]
+            rows = jnp.where(held[:, None], rows[order], 0)
             sides = Sides(
                 _put(slopes, index, shares),
                 none.pins.at[:count].set(jnp.where(held, index[order], frozen.total)),
                 none.scales.at[:count].set(jnp.where(held, scales[order], 0)),
                 none.inverse.at[:count, :count].set(inverse),
+                None if none.rows is None else none.rows.at[:count].set(rows),
             )
             all_moves = jnp.zeros_like(none.scales).at[:count].set(move)
             all_scales = none.scales.at[:count].set(scales)
@@ -465,11 +492,13 @@ def balanced(
     def solve() -> tuple[Sides, Params]:
         sides, move, scales = _by_size(candidates, frozen.total, with_first)
         on = Sides(slopes, candidates, scales, none.inverse)
-        less = _Normals(frozen, params, on).along(move)
-        return sides, jtu.tree_map(jnp.add, gradient.direction, less)
+        return sides, _Normals(frozen, params, on).along(move)
 
-    some = anywhere(jnp.any(candidates < frozen.total))
-    sides, v = jax.lax.cond(some, solve, lambda: (none, gradient.direction))
+    # Which kinks are pinned has no derivative.
+    nothing = jtu.tree_map(jnp.zeros_like, gradient.direction)
+    some = jnp.any(candidates < frozen.total)
+    sides, more = where_due(some, solve, lambda blank: (none, nothing))
+    v = jtu.tree_map(jnp.add, gradient.direction, more)
     at = Velocity(gradient.log_slope, v, gradient.log_loss, gradient.loss)
     return Balance(sides, at)
 

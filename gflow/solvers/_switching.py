@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 from .._flow import FlowField, FlowState, SwitchingError, Work
 from .._frozen import Frozen
 from .._inclusion import mark
-from .._lanes import anywhere
+from .._lanes import anywhere, where_due
 from .._norms import norms, norms_over
 from .._settle import settle
 from .._sliding import (
@@ -36,6 +36,7 @@ from .._sliding import (
     SlidingField,
     balanced,
     crossing_speed,
+    is_on_kink,
     measured,
     no_pins,
     numbers_of,
@@ -53,6 +54,8 @@ from ._tolerance import Tolerance
 
 
 _TANGENT = 2 / 3  # of a gradient: z and its rate of change
+# Kinks at a start on kinks for whom the way on is looked for among all there are.
+_AT_START = 64
 _ROUNDS = 4  # in which crossed kinks are found to hold the flow
 # A slope may be so far outside of [0, 1] before its kink is let go.
 _SLACK = 1e-9
@@ -168,19 +171,16 @@ class Switching(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args) -> SwitchingState:
         frozen, params = self.frozen, y0.params
         dtype = y0.dissipated.dtype
+        slopes = (frozen.pre_activations(params, None) > 0).astype(dtype)
+        sides = no_pins(frozen, params, slopes, self.capacity)
+        no = jnp.asarray(False)
+        ambiguous, unsure = no, no
         if self.resolves:
-            pattern, found = settle(
-                frozen, params, None, capacity=self.capacity, branch=self.branch
+            sides, ambiguous, unsure = where_due(
+                is_on_kink(frozen, params),
+                lambda: self._resolved(params, sides),
+                lambda blank: (sides, no, no),
             )
-            slopes = pattern.branches.astype(dtype)
-            sides = no_pins(slopes, self.capacity)
-            sides = eqx.tree_at(lambda s: s.pins, sides, pattern.pins)
-            sides = measured(frozen, params, sides.with_slopes(pattern.shares))
-            ambiguous, unsure = found.ambiguous, ~found.consistent
-        else:
-            slopes = (frozen.pre_activations(params, None) > 0).astype(dtype)
-            sides = no_pins(slopes, self.capacity)
-            ambiguous = unsure = jnp.asarray(False)
         told, inside = self._told(args, sides), _bare(y0)
         if not self.resolves:
             # (No kink is pinned, which the compiler need not find out.)
@@ -199,6 +199,28 @@ class Switching(dfx.AbstractAdaptiveSolver):
             jumped=jnp.asarray(True),
             log=log,
         )
+
+    def _resolved(self, params: Params, sides: Sides) -> Any:
+        """The sides on which the flow leaves a start on kinks, and whether there are
+        several such, or it is not sure.
+        """
+        few = min(self.capacity, _AT_START)
+        pattern, found = settle(
+            self.frozen, params, None, capacity=few, branch=self.branch
+        )
+
+        def padded(x: Array, fill: Any) -> Array:
+            return jnp.pad(x, (0, self.capacity - few), constant_values=fill)
+
+        slopes = pattern.branches.astype(sides.slopes.dtype)
+        pins = padded(pattern.pins, self.frozen.total)
+        on = eqx.tree_at(
+            lambda s: (s.slopes, s.pins),
+            sides,
+            (slopes, pins.astype(sides.pins.dtype)),
+        )
+        on = on.with_slopes(padded(pattern.shares, 0.5))
+        return measured(self.frozen, params, on), found.ambiguous, ~found.consistent
 
     def pins(self, solver_state: SwitchingState, like: Scalar) -> Float[Array, " K"]:
         """The pinned kinks, as the state carries them."""
