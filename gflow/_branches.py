@@ -69,9 +69,7 @@ class Taken:
         # Comparisons of the same numbers are one kink (elu compares twice).
         self.compared: dict[Any, tuple[Any, Array]] = {}
 
-    def take(
-        self, name: str, difference: Array, *, kinked: bool, affine: bool
-    ) -> Any:
+    def take(self, name: str, difference: Array, *, kinked: bool, affine: bool) -> Any:
         """Which entries are on the upper branch, where `difference` is positive.
 
         True or False or, where branches are numbers, the upper branch's share.
@@ -122,9 +120,7 @@ class _Relu(_Value):
         if self._array is None:
             z = self.before.array
             before = self.before
-            on = self._taken.take(
-                "relu", z, kinked=before.kinked, affine=before.affine
-            )
+            on = self._taken.take("relu", z, kinked=before.kinked, affine=before.affine)
             self._array = jnp.where(on, z, 0) if on.dtype == bool else on * z
         return self._array
 

@@ -14,8 +14,8 @@ from ._frozen import Frozen
 from ._norms import array_norm, log_norm
 from ._plan import Route
 from ._problem import Problem, dtype_of
-from ._sliding import on_kink, room_for
 from ._relay import Baton, may_pay
+from ._sliding import on_kink, room_for
 from ._solution import Resume, Solution
 from ._stiffness import Stiffness, affords_curvature, stiffness
 from ._times import Exp, is_concrete, log_elapsed
@@ -33,6 +33,7 @@ from .fields import GradientField
 from .solvers import BDF, RKC3, Automatic, PrimalDual
 from .solvers._filippov import Filippov
 from .solvers._inner import inner_solver
+from .solvers._rkc import AbstractRKC
 from .solvers._switching import Switching
 from .solvers._tolerance import Tolerance
 from .solvers._tsit5 import Tsit5
@@ -41,6 +42,11 @@ from .solvers._tsit5 import Tsit5
 # Kinks that a flow may be on at once; a quarter of it where each costs a long row.
 _PINS = 64
 _FEW_PARAMETERS = 20_000
+# Kinks that a step by events may go across; they take room for four states each.
+_EVENTS = 8
+# Kinks of all examples up to which starts on kinks, and starts whose values are not
+# known, are followed from event to event.
+_FEW_KINKS = 1000
 # Kinks that may be pinned at once by a solver that steps across kinks, and the numbers
 # that their normals may take.
 _MOST_PINS, _NUMBERS = 256, 8_000_000
@@ -252,6 +258,13 @@ def _following(
     held: Tolerances,
 ) -> Filippov | Switching:
     """The solver, made to follow the kinks."""
+    if not isinstance(solver, (dfx.AbstractERK, AbstractRKC, PrimalDual)):
+        raise ValueError(
+            "kinks='auto' follows the model's kinks with explicit Runge-Kutta methods, "
+            "stabilised ones, and gflow.solvers.PrimalDual, not with "
+            f"{type(solver).__name__}; leave solver out, or pass kinks='autodiff', "
+            "which is the gradient flow only away from kinks."
+        )
     size = sum(leaf.size for leaf in jtu.tree_leaves(params))
     if isinstance(solver, PrimalDual):
         few = _PINS if size <= _FEW_PARAMETERS else _PINS // 4
@@ -259,7 +272,13 @@ def _following(
     # (No more than there are parameters can be independent.)
     room = room_for(min(_MOST_PINS, size, max(16, _NUMBERS // max(size, 1))), frozen)
     tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
-    resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
+    traced = not is_concrete((frozen, params))
+    resolves = traced or bool(on_kink(frozen, params))
+    if frozen.total <= _FEW_KINKS and resolves and isinstance(solver, dfx.AbstractERK):
+        # A neuron at zero may leave at any time, which only events tell.
+        few = min(frozen.total, _PINS if size <= _FEW_PARAMETERS else _PINS // 4)
+        most = _EVENTS if size <= _FEW_PARAMETERS else 1
+        return Filippov(solver, frozen, branch, few, tolerance, most)
     return Switching(solver, frozen, tolerance, branch, room, resolves)
 
 

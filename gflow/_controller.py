@@ -195,13 +195,14 @@ def _across_kinks(
     that the smooth part asks for is remembered, to be taken right after.
     """
     keep, next_start, next_end, inner = smooth
+    last: Any = before.meant
     length, next_length = t1 - t0, next_end - next_start
     again = keep & (error.size > 1)
     growth = jnp.where(error.growth > 0, error.growth, jnp.inf)
-    longer = jnp.minimum(jnp.maximum(next_length, before.meant), length * growth)
+    longer = jnp.minimum(jnp.maximum(next_length, last), length * growth)
     next_length = jnp.where(keep, longer, next_length)
     next_length = jnp.where(again, length * error.shorter, next_length)
-    meant = jnp.maximum(before.meant, next_end - next_start)
+    meant = jnp.maximum(last, next_end - next_start)
     meant = jnp.where(again, meant, jnp.zeros_like(meant))
     start = jnp.where(again, t0, next_start)
     inner = jtu.tree_map(

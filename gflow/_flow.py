@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
+from ._inclusion import InclusionField
 from ._norms import inner, log_norm, log_norm_at_once, square_norm, unit
 from ._problem import AbstractProblem
 from ._sliding import SlidingField
@@ -91,7 +92,9 @@ class FlowField(eqx.Module):
         if self.flow is not None:
             return self._other(self.flow, reading, state)
         # A solver that follows kinks holds the slopes on their sides fixed.
-        field = args.field if isinstance(args, FlowField) else self.field
+        field: Any = args.field if isinstance(args, FlowField) else self.field
+        if isinstance(args, InclusionField):
+            field = args
         return self.moved(reading, state, field(state.params))[0]
 
     def moved(
@@ -136,7 +139,8 @@ class FlowField(eqx.Module):
     def _other(
         self, flow: AbstractMotion, reading: Scalar, state: FlowState
     ) -> FlowState:
-        problem, time = self.field.problem, self.time(reading, state)
+        problem: Any = self.field.problem
+        time = self.time(reading, state)
         at = flow.motion(problem, state.params, time)
         velocity = at.velocity
         log_rate = self.clock.log_rate(reading, at.weights, state.log_time, velocity)

@@ -241,7 +241,7 @@ def runner(
         path_length=any(one.needs_path for one in plan.observers.values()),
         motion=plan.save == "adaptive",
         work=keeps_account(route.solver),
-        pins=route.solver.capacity if _follows_kinks(route.solver) else None,
+        pins=_room_for_pins(route.solver),
         cut=isinstance(route.solver, Filippov),
         switching=isinstance(route.solver, Switching),
         # Of other flows the Jacobian's norm need not be its spectral radius.
@@ -275,8 +275,8 @@ def runner(
     return Runner(plan, route, times, engine, blank, watching)
 
 
-def _follows_kinks(solver: Any) -> bool:
-    return isinstance(solver, (Filippov, Switching))
+def _room_for_pins(solver: Any) -> int | None:
+    return solver.capacity if isinstance(solver, (Filippov, Switching)) else None
 
 
 def _shape(tree: Any) -> Any:

@@ -67,7 +67,7 @@ def relay(
     are is only known when the program runs, and differs between lanes under vmap.
     """
     first, late, last = runners
-    problem = first.engine.field.field.problem
+    problem: Any = first.engine.field.field.problem
     same = isinstance(first.route.clock, LogTime)  # the first leg's and the last's
 
     baton = resumed if isinstance(resumed, Baton) else None
@@ -209,7 +209,8 @@ def _with_equal_room(tracks: list["Joined"]) -> list["Joined"]:
     """The tracks with as much room for pinned kinks each; none is pinned in the new."""
     if tracks[0].states.pins is None:
         return tracks
-    most = max(track.end_state.pins.shape[0] for track in tracks)
+    ends: list[Any] = [track.end_state.pins for track in tracks]
+    most = max(pins.shape[0] for pins in ends)
 
     def padded(state: FlowState) -> FlowState:
         pins: Any = state.pins

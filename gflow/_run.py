@@ -24,6 +24,7 @@ from ._types import IntScalar, Params
 from .fields import GradientField
 from .flows import AbstractMotion
 from .solvers import Automatic
+from .solvers._filippov import Filippov
 from .solvers._switch_log import SwitchLog
 from .solvers._switching import Switching, SwitchingState
 
@@ -96,7 +97,7 @@ def run(
         log_t=log_t,
         path_length=path,
         degree=plan.degree,
-        frozen=solver.frozen if isinstance(solver, Switching) else None,
+        frozen=getattr(solver, "frozen", None),
         pins=states.pins,
         start=_first(flow, params, schedule),
     )
@@ -178,7 +179,7 @@ def _inclusion(
 ) -> Inclusion | None:
     """What a solve that follows kinks has met."""
     solver = plan.routes[0].solver
-    if not isinstance(solver, Switching) or pins is None:
+    if not isinstance(solver, (Filippov, Switching)) or pins is None:
         return None
     logs = [_log_of(leg.end.solver_state) for leg in legs]
     # What a leg has met that did not run is only its start.

@@ -23,14 +23,14 @@ from jaxtyping import Array, Bool, Float, Int
 from ._flat import flatten, unflattener
 from ._frozen import Branched, Frozen
 from ._inclusion import by_number, least_of, mark
-from ._lanes import anywhere, largest, where_due
+from ._lanes import anywhere, largest
 from ._pivoting import pivoted
-from ._types import BoolScalar, IntScalar, Params, Scalar
+from ._types import BoolScalar, IntScalar, Params
 from .fields import Velocity
 
 
-# Pinned kinks whose normals are formed at a time. Where their Gram matrix is needed there
-# is one program for a few kinks and one for all that there is room for.
+# Pinned kinks whose normals are formed at a time. Where their Gram matrix is needed
+# there is one program for a few kinks and one for all that there is room for.
 _CHUNK = 16
 _FEW = 32
 # Entries of constant normals that are kept.
@@ -51,8 +51,8 @@ class Sides(eqx.Module):
 
     slopes: Float[Array, "groups kinks"]
     pins: Int[Array, " K"]  # the numbers of the pinned kinks, then `total`
-    # 1/‖n_k‖ of the pinned kinks when they were last changed, and then the inverse of the
-    # Gram matrix of their unit normals.
+    # 1/‖n_k‖ of the pinned kinks when they were last changed, and then the inverse of
+    # the Gram matrix of their unit normals.
     scales: Float[Array, " K"]
     inverse: Float[Array, "K K"]
     # The unit normals, where they are constant and have few entries.
@@ -175,12 +175,12 @@ class _Normals(eqx.Module):
         def step(_: None, parts: Any) -> tuple[None, Any]:
             # The pinned kinks come first.
             some = anywhere(parts[0][0] < self.frozen.total)
-            return None, jax.lax.cond(
-                some, one, lambda *parts: _zeros(shape), *parts
-            )
+            return None, jax.lax.cond(some, one, lambda *parts: _zeros(shape), *parts)
 
         if len(chunks[0]) == 1:
-            return jtu.tree_map(lambda x: x[None], step(None, [x[0] for x in chunks])[1])
+            return jtu.tree_map(
+                lambda x: x[None], step(None, [x[0] for x in chunks])[1]
+            )
         return jax.lax.scan(step, None, chunks)[1]
 
     def z(self) -> Float[Array, " K"]:
@@ -317,15 +317,15 @@ def kicks(
     direction = jtu.tree_map(jnp.subtract, direction, params)
 
     def both(p: Params) -> tuple[Array, Array]:
-        return frozen.at(p, slopes, index), frozen.pull_in_slopes(p, slopes, pull, index)
+        return frozen.at(p, slopes, index), frozen.pull_in_slopes(
+            p, slopes, pull, index
+        )
 
     _, (z, q) = jax.jvp(both, (params,), (direction,))
     return jnp.where(z == 0, 0, q / jnp.where(z == 0, 1, z))
 
 
-def slopes_along(
-    frozen: Frozen, params: Params, sides: Sides
-) -> Float[Array, " K"]:
+def slopes_along(frozen: Frozen, params: Params, sides: Sides) -> Float[Array, " K"]:
     r"""The slopes of the pinned kinks with which -∇ℒ is the velocity along them.
 
     Where one is outside of [0, 1] the flow leaves that kink. Slopes in unused entries
@@ -372,8 +372,8 @@ def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
 def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"]:
     """The inverse of the first rows and columns, the identity elsewhere.
 
-    By sweeping one after the other (Gauss and Jordan), which costs as much as there are.
-    A few roundings on the diagonal keep it positive definite.
+    Sweeping one after the other (Gauss and Jordan) costs as much as there are rows. A few
+    roundings on the diagonal keep it positive definite.
     """
     gram = jax.lax.stop_gradient(gram)
     count = gram.shape[0]
@@ -404,9 +404,7 @@ def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
         def measure() -> Sides:
             index = sides.pins[:count]
             vector = jnp.zeros_like(flatten(params))
-            scales, gram, _, rows = _gram(
-                frozen, params, sides.slopes, index, vector
-            )
+            scales, gram, _, rows = _gram(frozen, params, sides.slopes, index, vector)
             return Sides(
                 sides.slopes,
                 sides.pins,
@@ -452,9 +450,7 @@ def balanced(
         def solve() -> tuple[Sides, Array, Array]:
             index = candidates[:count]
             real = index < frozen.total
-            scales, gram, towards, rows = _gram(
-                frozen, params, slopes, index, vector
-            )
+            scales, gram, towards, rows = _gram(frozen, params, slopes, index, vector)
             kick = kicks(frozen, params, slopes, pull, index)
             force = jnp.where(scales > 0, kick / jnp.where(scales > 0, scales, 1), 0)
             force = jnp.where(real & (force < 0), -force, 0)
@@ -497,7 +493,7 @@ def balanced(
     # Which kinks are pinned has no derivative.
     nothing = jtu.tree_map(jnp.zeros_like, gradient.direction)
     some = jnp.any(candidates < frozen.total)
-    sides, more = where_due(some, solve, lambda blank: (none, nothing))
+    sides, more = jax.lax.cond(anywhere(some), solve, lambda: (none, nothing))
     v = jtu.tree_map(jnp.add, gradient.direction, more)
     at = Velocity(gradient.log_slope, v, gradient.log_loss, gradient.loss)
     return Balance(sides, at)
@@ -507,6 +503,4 @@ def crossing_speed(
     frozen: Frozen, params: Params, slopes: Any, direction: Params
 ) -> tuple[Array, Array]:
     """z of every kink, and its rate of change along a direction."""
-    return jax.jvp(
-        lambda p: frozen.pre_activations(p, slopes), (params,), (direction,)
-    )
+    return jax.jvp(lambda p: frozen.pre_activations(p, slopes), (params,), (direction,))

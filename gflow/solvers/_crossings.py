@@ -80,7 +80,9 @@ def crossings(path: Cubics) -> Crossings:
 
     bounds = (jnp.zeros_like(a), jnp.ones_like(a))
     stopped = jax.lax.stop_gradient
-    low, high = jax.lax.fori_loop(0, _HALVINGS, lambda i, x: stopped(halve(i, x)), bounds)
+    low, high = jax.lax.fori_loop(
+        0, _HALVINGS, lambda i, x: stopped(halve(i, x)), bounds
+    )
     near = 0.5 * (low + high)
     steep = b + near * (2 * c + 3 * near * d)
     safe = jnp.where(steep < 0, steep, -1)

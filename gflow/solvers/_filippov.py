@@ -372,4 +372,3 @@ class Filippov(dfx.AbstractAdaptiveSolver):
         total = tried.looks * (check + 3 * _FORWARD) + jnp.where(event, _SETTLE, 0.0)
         work: Any = tried.error.work
         return work + Work(jnp.zeros((), dtype), jnp.asarray(total, dtype))
-

@@ -225,8 +225,9 @@ class PrimalDual(dfx.AbstractAdaptiveSolver):
         self, args: Any, like: Params, reading: Any, base: Any, step: Any
     ) -> Stage:
         scale = self._scale(reading)
+        problem: Any = _field(args).field.problem
         return Stage(
-            smooth=_field(args).field.problem,
+            smooth=problem,
             held=_held(args),
             like=like,
             base=base,

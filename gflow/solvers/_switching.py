@@ -9,8 +9,8 @@ $$d = h\,\bigl(v(W_1; \bar s) - v(W_1; s)\bigr),\qquad
   \bar s_k = s_k + (1-\theta_k)(s_k^{new} - s_k),$$
 
 θ_k the fraction of the step at which kink k is crossed. What this leaves is of second
-order in h. It is estimated, corrected for, and held to the tolerance: steps across kinks
-are as long as that allows. This is event-capturing time stepping, as for
+order in h. It is estimated, corrected for, and held to the tolerance: steps across
+kinks are as long as that allows. This is event-capturing time stepping, as for
 nonsmooth mechanical systems (Acary & Brogliato 2008, "Numerical methods for nonsmooth
 dynamical systems").
 """
@@ -187,7 +187,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             field = GradientField(frozen.on(slopes))
             told = eqx.tree_at(lambda f: f.field, args, field)
         inner = self.solver.init(terms, t0, t1, inside, told)
-        moved = told(t0, inside, told)
+        moved = told(jnp.asarray(t0), inside, told)
         z, rate = crossing_speed(frozen, params, sides.slopes, moved.params)
         log = SwitchLog.started(dtype, sides, ambiguous, unsure)
         return SwitchingState(
@@ -298,7 +298,8 @@ class Switching(dfx.AbstractAdaptiveSolver):
     ) -> tuple[FlowState, bool]:
         """d(state)/dc at the end of the step, and whether it is more than near."""
         solver = self.solver
-        if isinstance(solver, dfx.AbstractERK) and solver.tableau.fsal:
+        tableau: Any = getattr(solver, "tableau", None)
+        if isinstance(solver, dfx.AbstractERK) and tableau.fsal:
             h = t1 - t0
             return jtu.tree_map(lambda k: k[-1] / h.astype(k.dtype), dense["k"]), True
         path = solver.interpolation_cls(t0=t0, t1=t1, **dense)
@@ -403,7 +404,9 @@ class Switching(dfx.AbstractAdaptiveSolver):
         # The clock runs on as before the first kink, so that W is linear in the
         # slopes.
         if exact and not frozen.in_series and self._tells_time(flow):
-            f_base, log_rate = slope, flow.clock.log_rate(t1, None, None, None)
+            clock: Any = flow.clock
+            nothing: Any = None  # of a clock that tells the time
+            f_base, log_rate = slope, clock.log_rate(t1, y1.params, None, nothing)
         else:
             f_base, log_rate = velocity(t1, y1, at_end.slopes, None)
         f_mean, _ = velocity(t1, y1, mean(at_end, less), log_rate)
@@ -421,9 +424,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
         moved = jtu.tree_map(jnp.add, y1.params, d.params)
         candidates = self._lately_crossed(before, found, h) | sides.pinned
-        end, v, z, rate, spent = self._sides_after(
-            moved, at_end, found, candidates
-        )
+        end, v, z, rate, spent = self._sides_after(moved, at_end, found, candidates)
         y2 = eqx.tree_at(lambda y: y.params, y1, moved)
         f_end, _ = flow.moved(t1, y2, v, log_rate)
         rate = jnp.exp(v.log_speed + log_rate) * rate
@@ -471,9 +472,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         more = jtu.tree_map(
             lambda a, b: weight.astype(a.dtype) * (a - b), curved, growing
         )
-        error = 0.5 * (
-            self._size(y0, y1, curved) + self._size(y0, y1, growing)
-        )
+        error = 0.5 * (self._size(y0, y1, curved) + self._size(y0, y1, growing))
         # (Shorter steps than this would not come to anything.)
         resolution = _SHORTEST * jnp.finfo(h.dtype).eps * jnp.abs(t1)
         error = jnp.where(h <= resolution, 0, error)
@@ -494,14 +493,12 @@ class Switching(dfx.AbstractAdaptiveSolver):
         kink = jnp.where(jnp.any(number > 0), jnp.argmax(number), pins[0])
         # Memory of crossings fades from step to step.
         lately = _LATELY * before.lately + found.crossed.astype(h.dtype)
-        # Where only the slopes of the same pinned kinks are others, as they may be where
-        # normals depend on each other, the velocity is what it was.
+        # Where only the slopes of the same pinned kinks are others, as they may be
+        # where normals depend on each other, the velocity is what it was.
         same = jnp.all(was == now) & (crossed == 0)
         error = jnp.where(same, 0, error)
         state = jtu.tree_map(lambda a, b: jnp.where(same, a, b), y1, state)
-        linear, square = jtu.tree_map(
-            lambda a: jnp.where(same, 0, a), (linear, square)
-        )
+        linear, square = jtu.tree_map(lambda a: jnp.where(same, 0, a), (linear, square))
         return _Step(
             state=state,
             sides=end,
@@ -565,11 +562,14 @@ class Switching(dfx.AbstractAdaptiveSolver):
             def look() -> Any:
                 at, back = once(candidates)
                 rows = jnp.sum(candidates).astype(cost.dtype) / frozen.num_groups
-                return candidates | back, at, ~jnp.any(back), cost + 1 + _TANGENT + 3 * rows
+                return (
+                    candidates | back,
+                    at,
+                    ~jnp.any(back),
+                    cost + 1 + _TANGENT + 3 * rows,
+                )
 
-            new = jax.lax.cond(
-                anywhere(~done), look, lambda: carry
-            )
+            new = jax.lax.cond(anywhere(~done), look, lambda: carry)
             return jtu.tree_map(lambda a, b: jnp.where(done, a, b), carry, new), None
 
         shape = eqx.filter_eval_shape(once, candidates)[0]
@@ -613,8 +613,8 @@ class Switching(dfx.AbstractAdaptiveSolver):
     ) -> FlowState:
         """The state at the end, with the bookkeeping of where it has gone.
 
-        Energy is ∫‖v + D'‖², D how far the path has moved; other bookkeeping by the part of the change of its rate that D is of
-        the change of the velocity.
+        Energy is ∫‖v + D'‖², D how far the path has moved. Other bookkeeping takes the
+        part of the change of its rate that D is of the change of the velocity.
         """
         scale = _largest(slope.params)
         unit = lambda tree: jtu.tree_map(lambda x: x / scale, tree)  # noqa: E731
@@ -667,10 +667,8 @@ def _minus(a: Any, b: Any, h: Scalar) -> Any:
 
 
 def _dot(a: Params, b: Params) -> Scalar:
-    return sum(
-        jnp.vdot(x, y)
-        for x, y in zip(jtu.tree_leaves(a), jtu.tree_leaves(b), strict=True)
-    )
+    pairs = zip(jtu.tree_leaves(a), jtu.tree_leaves(b), strict=True)
+    return jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in pairs]))
 
 
 def _largest(tree: Params) -> Scalar:
