@@ -2,11 +2,13 @@
 
     python benchmarks/kinks.py [--quick] [--parts NAME ...]
 
-Steps, full-data gradients, wall time and energy defect of the inclusion; of Tsit5 on
-what automatic differentiation returns, which chatters; and of the same network with
-tanh. Then an ensemble under vmap, random networks at rtol 1e-8, networks that are
-deeper, and the late phase. Float64; physical time but for the last; wall times are
-second calls. A step may go across several events: gradients are what that costs.
+Accepted steps, full-data gradients, wall time and energy defect of the inclusion; of
+Tsit5 on what automatic differentiation returns, which chatters; and of the same network
+with tanh. First small networks, followed from event to event; then networks of the size
+that people train, by steps across all kinks at once; an ensemble under vmap, random
+networks at rtol 1e-8, networks that are deeper, and the late phase. Float64; physical
+time but for the last; wall times are second calls. A step may go across several events:
+gradients are what that costs.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _machine import print_machine
+from sklearn.datasets import load_digits
 
 import gflow
 from gflow.losses import Exponential, Logistic, Square
@@ -100,7 +103,8 @@ def row(name, sol, seconds):
     events = "" if sol.inclusion is None else int(sol.inclusion.num_events)
     defect = np.max(np.abs(sol.energy_defect))
     print(
-        f"{name:44} {int(sol.stats['num_steps']):8} {int(sol.stats['num_gradients']):9}"
+        f"{name:44} {int(sol.stats['num_accepted_steps']):8} "
+        f"{int(sol.stats['num_gradients']):9}"
         f" {events!s:>7} {1e3 * seconds:10.1f} {defect:9.1e}",
         flush=True,
     )
@@ -131,6 +135,76 @@ def next_to_smooth(problems):
         ratios.append(steps[1e-6])
         jax.clear_caches()
     print("\nSteps of relu over those of tanh at rtol 1e-6:", *np.round(ratios, 2))
+
+
+def digits(activation):
+    """Two hundred 3s and 5s, a hundred neurons: 20,000 kinks."""
+    x, y = load_digits(return_X_y=True)
+    some = (y == 3) | (y == 5)
+    x, y = x[some][:200], np.where(y[some][:200] == 3, -1.0, 1.0)
+    x = (x - x.mean()) / x.std() / 8
+    keys = jax.random.split(jax.random.key(0))
+    w = jax.random.normal(keys[0], (100, 64)) / 8
+    a = jax.random.normal(keys[1], (1, 100))[0] / 10
+    return TwoLayer(w, a, activation), (jnp.asarray(x), jnp.asarray(y))
+
+
+def at_size():
+    print("\nDigits 3 and 5, n 200, m 100 (20,000 kinks), Logistic mean\n\n" + HEAD)
+    loss = Logistic(reduction="mean")
+    for end, rtol in ((5.0, 1e-5), (500.0, 1e-6), (20_000.0, 1e-4)):
+        print(f"T {end:g}, rtol {rtol:g}")
+        model, data = digits(jax.nn.relu)
+        sol, seconds = solve(model, data, loss, end, rtol=rtol)
+        row("  relu", sol, seconds)
+        path = sol.inclusion
+        print(
+            f"    log loss {float(sol.log_loss[-1]):.6f}, {int(path.num_crossings)} "
+            f"crossings, pinned {int(path.num_pinned)} times, at once at most "
+            f"{int(np.max(path.num_pins))}"
+        )
+        options = {"kinks": "autodiff", "max_steps": MOST_STEPS}
+        row("  relu, autodiff", *solve(model, data, loss, end, rtol=rtol, **options))
+        model, data = digits(jnp.tanh)
+        row("  tanh", *solve(model, data, loss, end, rtol=rtol))
+
+
+def heavy(number):
+    print("\nHeavy sliding: 40 points in d 64, Logistic, T 5, rtol 1e-6\n\n" + HEAD)
+    for seed in range(number):
+        m = 7 + seed % 6
+        rng = np.random.default_rng(seed)
+        x = jnp.asarray(rng.normal(size=(40, 64)) / 8)
+        y = jnp.asarray(rng.choice([-1.0, 1.0], size=40))
+        w, a = rng.normal(size=(m, 64)) / 8, rng.normal(size=m) / np.sqrt(m)
+        model = TwoLayer(jnp.asarray(w), jnp.asarray(a), jax.nn.relu)
+        sol, seconds = solve(model, (x, y), Logistic(), 5.0, rtol=1e-6)
+        pins = int(np.max(sol.inclusion.num_pins))
+        row(f"m {m}, {pins} kinks slid along at once", sol, seconds)
+        if seed == 0:
+            options = {"kinks": "autodiff", "max_steps": MOST_STEPS}
+            row(
+                "  autodiff",
+                *solve(model, (x, y), Logistic(), 5.0, rtol=1e-6, **options),
+            )
+            smooth = TwoLayer(model.w, model.a, jnp.tanh)
+            row("  tanh", *solve(smooth, (x, y), Logistic(), 5.0, rtol=1e-6))
+
+
+def two_points(number):
+    print("\nTwo points, 60 neurons with bias, rtol 1e-6\n\n" + HEAD)
+    x = jnp.asarray([[-0.5, 1.0], [2.0, 1.0]])
+    y = jnp.asarray([-1.0, 1.0])
+    loss = Square(reduction="mean")
+    for scale, end in ((1e-6, 30.0), (1e-12, 60.0), (1e-40, 190.0)):
+        for seed in range(number):
+            rng = np.random.default_rng(seed)
+            v, signs = rng.normal(size=(60, 2)), rng.choice([-1.0, 1.0], size=60)
+            outer = scale * np.linalg.norm(v, axis=1) * signs
+            model = TwoLayer(jnp.asarray(scale * v), jnp.asarray(outer), jax.nn.relu)
+            sol, seconds = solve(model, (x, y), loss, end, rtol=1e-6)
+            square = float(jnp.sum(sol.final.w**2) + jnp.sum(sol.final.a**2))
+            row(f"from {scale:g}, seed {seed}, ‖θ‖² {square:.5f}", sol, seconds)
 
 
 def lanes(seeds, n, d, m, loss, end, rtol, activation):
@@ -321,7 +395,8 @@ def late(name, number):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ("smooth", "ensemble", "random", "deeper", "late", "late-3")
+    names = ("smooth", "size", "heavy", "two-points", "ensemble", "random", "deeper")
+    names = (*names, "late", "late-3")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     given = parser.parse_args()
@@ -337,6 +412,9 @@ def main():
     two, three = LATE
     parts = {
         "smooth": lambda: next_to_smooth(problems[:1] if quick else problems),
+        "size": at_size,
+        "heavy": lambda: heavy(2 if quick else 20),
+        "two-points": lambda: two_points(1 if quick else 10),
         "ensemble": lambda: ensemble(8 if quick else 128),
         "random": lambda: random_networks(4 if quick else 25),
         "deeper": deeper,

@@ -22,8 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._flat import flatten, unflattener
 from ._frozen import Branched, Frozen
+from ._gram import conjugate_gradients, inverse, product
 from ._inclusion import by_number, least_of, mark
-from ._lanes import anywhere, largest
+from ._lanes import anywhere
 from ._pivoting import pivoted
 from ._types import BoolScalar, IntScalar, Params
 from .fields import Velocity
@@ -37,13 +38,6 @@ _FEW = 32
 _KEPT = 20_000
 # Examples up to which all of them are evaluated for the pinned kinks of a few.
 _WHOLE = 32
-# On the diagonal of a Gram matrix of unit rows, as a power of the unit of rounding:
-# normals depend on each other where more kinks hold a neuron at zero than it has
-# weights.
-_RIDGE = 0.5
-_ITERATIONS = 40  # of conjugate gradients, at most
-# What is left of the velocity across pinned kinks, in units of rounding.
-_LEFT = 1e3
 
 
 class Sides(eqx.Module):
@@ -195,7 +189,7 @@ class _Normals(eqx.Module):
         """N v."""
         rows = self.sides.rows
         if rows is not None:
-            return _product(rows, flatten(direction))
+            return product(rows, flatten(direction))
 
         def one(index: Array) -> Array:
             return jax.jvp(
@@ -210,7 +204,7 @@ class _Normals(eqx.Module):
         """Nᵀ x."""
         rows = self.sides.rows
         if rows is not None:
-            return unflattener(self.params)(_product(x, rows))
+            return unflattener(self.params)(product(x, rows))
 
         def one(index: Array, x: Array) -> Params:
             _, pull = jax.vjp(
@@ -236,49 +230,13 @@ class _Normals(eqx.Module):
             return jnp.where(self.sides.is_real, self.across(self.along(x)), x)
 
         def solver(product: Any, right: Array) -> Array:
-            return _conjugate_gradients(product, right, self.sides.inverse)
+            return conjugate_gradients(product, right, self.sides.inverse)
 
         return jax.lax.custom_linear_solve(product, right, solver, symmetric=True)
 
 
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def _zeros(shape: Any) -> Any:
     return jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-
-
-def _conjugate_gradients(
-    product: Callable[[Array], Array], right: Array, inverse: Array
-) -> Array:
-    """x with product(x) = right, to rounding or as near as it comes."""
-    enough = (_LEFT * float(jnp.finfo(right.dtype).eps)) ** 2 * jnp.vdot(right, right)
-
-    def scaled(r: Array) -> Array:
-        return jnp.matmul(inverse, r, precision=jax.lax.Precision.HIGHEST)
-
-    def goes_on(carry: Any) -> BoolScalar:
-        _, r, _, _, count = carry
-        return (jnp.vdot(r, r) > enough) & (count < _ITERATIONS)
-
-    def body(carry: Any) -> Any:
-        x, r, q, size, count = carry
-        moved = product(q)
-        bend = jnp.vdot(q, moved)
-        step = jnp.where(bend > 0, size / jnp.where(bend > 0, bend, 1), 0)
-        less = r - step * moved
-        # Where normals depend on each other rounding ends it: there it ends.
-        better = (bend > 0) & (jnp.vdot(less, less) < jnp.vdot(r, r))
-        s = scaled(less)
-        new = jnp.vdot(less, s)
-        x, r = jnp.where(better, x + step * q, x), jnp.where(better, less, r)
-        q = s + jnp.where(size > 0, new / jnp.where(size > 0, size, 1), 0) * q
-        return x, r, q, new, jnp.where(better, count + 1, _ITERATIONS)
-
-    s = scaled(right)
-    start = (jnp.zeros_like(right), right, s, jnp.vdot(right, s), jnp.asarray(0))
-    return jax.lax.while_loop(goes_on, body, start)[0]
 
 
 def along_pins(
@@ -354,11 +312,11 @@ def _gram(
     most = jnp.max(jnp.abs(rows), axis=1)
     safe = jnp.where(most > 0, most, 1)
     rows = rows / safe[:, None]
-    gram = _product(rows, rows.T)
+    gram = product(rows, rows.T)
     size = jnp.sqrt(jnp.diag(gram))
     each = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
     gram = gram * each[:, None] * each[None, :]
-    return each / safe, gram, _product(rows, vector) * each, rows * each[:, None]
+    return each / safe, gram, product(rows, vector) * each, rows * each[:, None]
 
 
 def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
@@ -367,33 +325,6 @@ def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
     few = min(_FEW, capacity)
     number = jnp.sum(index < total)
     return by_number(number, capacity, with_first, least=few, few=few)()
-
-
-def _inverse(gram: Float[Array, "K K"], number: IntScalar) -> Float[Array, "K K"]:
-    """The inverse of the first rows and columns, the identity elsewhere.
-
-    Sweeping one after the other (Gauss and Jordan) costs as much as there are rows. A few
-    roundings on the diagonal keep it positive definite.
-    """
-    gram = jax.lax.stop_gradient(gram)
-    count = gram.shape[0]
-    each = jnp.arange(count)
-    real = (each < number) & (jnp.diag(gram) > 0)
-    ridge = float(jnp.finfo(gram.dtype).eps) ** _RIDGE
-    both = real[:, None] & real[None, :]
-    start = jnp.where(both, gram, 0) + jnp.diag(jnp.where(real, ridge, 1))
-
-    def sweep(k: Any, a: Array) -> Array:
-        row, column = a[k], a[:, k]
-        pivot = row[k]
-        new = a - jnp.outer(column, row) / pivot
-        new = new.at[k].set(row / pivot).at[:, k].set(column / pivot)
-        return new.at[k, k].set(-1 / pivot)
-
-    most = jnp.minimum(largest(number), count)
-    swept = jax.lax.fori_loop(0, most, sweep, start.astype(gram.dtype))
-    done = each < most
-    return jnp.where(done[:, None] & done[None, :], -swept, start)
 
 
 def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
@@ -409,7 +340,7 @@ def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
                 sides.slopes,
                 sides.pins,
                 blank.scales.at[:count].set(scales),
-                blank.inverse.at[:count, :count].set(_inverse(gram, sides.num_pins)),
+                blank.inverse.at[:count, :count].set(inverse(gram, sides.num_pins)),
                 None if blank.rows is None else blank.rows.at[:count].set(rows),
             )
 
@@ -469,14 +400,14 @@ def balanced(
             move = jnp.where(convex, unit * bound * (before - shares), 0)
             held = convex & (found.free | found.still)
             order = jnp.argsort(~held, stable=True)
-            inverse = _inverse(gram[order][:, order], jnp.sum(held))
+            inverted = inverse(gram[order][:, order], jnp.sum(held))
             held = held[order]
             rows = jnp.where(held[:, None], rows[order], 0)
             sides = Sides(
                 _put(slopes, index, shares),
                 none.pins.at[:count].set(jnp.where(held, index[order], frozen.total)),
                 none.scales.at[:count].set(jnp.where(held, scales[order], 0)),
-                none.inverse.at[:count, :count].set(inverse),
+                none.inverse.at[:count, :count].set(inverted),
                 None if none.rows is None else none.rows.at[:count].set(rows),
             )
             all_moves = jnp.zeros_like(none.scales).at[:count].set(move)

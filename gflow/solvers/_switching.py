@@ -15,7 +15,6 @@ nonsmooth mechanical systems (Acary & Brogliato 2008, "Numerical methods for non
 dynamical systems").
 """
 
-import functools
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -34,39 +33,42 @@ from .._settle import settle
 from .._sliding import (
     Sides,
     SlidingField,
-    balanced,
     crossing_speed,
     is_on_kink,
     measured,
     no_pins,
-    numbers_of,
     onto_pins,
     slopes_along,
 )
-from .._types import BoolScalar, IntScalar, Params, Scalar
+from .._types import BoolScalar, Params, Scalar
 from ..clocks import AbstractTimeClock
-from ..fields import GradientField, Velocity
+from ..fields import GradientField
 from ._crossings import Crossings, Cubics, crossings, cubics
-from ._local import AbstractLocal
+from ._sides_after import TANGENT, sides_after
 from ._stability import crowding, reach_of
 from ._switch_log import SwitchLog, log_time_of
+from ._switched import (
+    Step,
+    bare,
+    booked,
+    dressed,
+    error_of,
+    jump_size,
+    minus,
+    nothing_like,
+    path_class,
+    share,
+)
 from ._tolerance import Tolerance
 
 
-_TANGENT = 2 / 3  # of a gradient: z and its rate of change
 # Kinks at a start on kinks for whom the way on is looked for among all there are.
 _AT_START = 64
-_ROUNDS = 4  # in which crossed kinks are found to hold the flow
 # A slope may be so far outside of [0, 1] before its kink is let go.
 _SLACK = 1e-9
 # A correction of this size, of what is tolerated, needs no error estimate: what it
 # leaves is smaller by h times a Jacobian, which explicit steps hold below 3.4.
 _SLIGHT = 0.1
-# Crossings in a step from which on they are like a smooth change of the velocity, whose
-# errors are of third order in the step.
-_SEVERAL = 4
-# Of the longest step across kinks by its error estimate.
-_SAFETY = 0.7
 # Steps shorter than this many roundings of the clock are not made shorter for kinks.
 _SHORTEST = 1e4
 # Memory of kinks crossed lately, of which this much is left after a step, and what it
@@ -86,59 +88,6 @@ class SwitchingState(eqx.Module):
     log: SwitchLog
 
 
-class SwitchedPath(AbstractLocal):
-    """Dense output of a step, with what kinks changed about its last part."""
-
-    t0: Any
-    t1: Any
-    inner: Any
-    first: Any  # the fraction at which the first kink is crossed
-    linear: Any
-    square: Any
-    travelling: Any
-    inner_cls: Any = eqx.field(static=True)
-
-    def at(self, time: Any) -> Any:
-        path = self.inner_cls(t0=self.t0, t1=self.t1, **self.inner)
-        y = path.evaluate(time)
-        x = (time - self.t0) / (self.t1 - self.t0)
-        rest = 1 - self.first
-        x = jnp.maximum(x - self.first, 0) / jnp.where(rest > 0, rest, 1)
-        y = jtu.tree_map(
-            lambda y, a, b: y + (x * (a + x * b)).astype(y.dtype),
-            y,
-            self.linear,
-            self.square,
-        )
-        return _dressed(y, self.travelling)
-
-
-@functools.cache
-def _path_class(inner_cls: Any) -> Any:
-    return functools.partial(SwitchedPath, inner_cls=inner_cls)
-
-
-class _Step(eqx.Module):
-    """The end of a step, with what kinks changed about it."""
-
-    state: FlowState
-    sides: Sides
-    z: Array
-    rate: Array
-    lately: Array
-    error: SwitchingError
-    first: Scalar
-    linear: FlowState
-    square: FlowState
-    jumped: BoolScalar
-    spent: Scalar  # gradients
-    crossed: IntScalar
-    pinned: IntScalar
-    released: IntScalar
-    kink: IntScalar
-    jump: Scalar  # the change of the velocity, relative to it
-
-
 class Switching(dfx.AbstractAdaptiveSolver):
     """Steps with a solver for smooth flows, across and along all kinks of a model."""
 
@@ -153,7 +102,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
     @property
     def interpolation_cls(self) -> Any:  # pyright: ignore
-        return _path_class(self.solver.interpolation_cls)
+        return path_class(self.solver.interpolation_cls)
 
     def order(self, terms):
         return self.solver.order(terms)
@@ -181,7 +130,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
                 lambda: self._resolved(params, sides),
                 lambda blank: (sides, no, no),
             )
-        told, inside = self._told(args, sides), _bare(y0)
+        told, inside = self._told(args, sides), bare(y0)
         if not self.resolves:
             # (No kink is pinned, which the compiler need not find out.)
             field = GradientField(frozen.on(slopes))
@@ -230,7 +179,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         before: SwitchingState = solver_state
         flow: FlowField = args
-        told, inside = self._told(flow, before.sides), _bare(y0)
+        told, inside = self._told(flow, before.sides), bare(y0)
         y1, error, dense, inner, result = self.solver.step(
             terms, t0, t1, inside, told, before.inner, made_jump | before.jumped
         )
@@ -247,11 +196,11 @@ class Switching(dfx.AbstractAdaptiveSolver):
         if error.work is not None and not isinstance(self.solver, dfx.AbstractERK):
             spent = error.work + spent
         assert y0.work is not None
-        state = _dressed(
+        state = dressed(
             step.state, (y0.work + spent, step.sides.pins.astype(dtype), y0.switching)
         )
         zero = jtu.tree_map(jnp.zeros_like, state.pins)
-        error = _dressed(error, (spent, zero, step.error))
+        error = dressed(error, (spent, zero, step.error))
         info = {
             "inner": dense,
             "first": step.first,
@@ -318,7 +267,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         exact: bool,
         before: SwitchingState,
         good: BoolScalar,
-    ) -> _Step:
+    ) -> Step:
         """The step with what kinks changed about it, if they did."""
         frozen, sides = self.frozen, before.sides
         z, rate = crossing_speed(frozen, y1.params, sides.slopes, slope.params)
@@ -330,11 +279,11 @@ class Switching(dfx.AbstractAdaptiveSolver):
         loose = sides.is_real & ~((shares >= -_SLACK) & (shares <= 1 + _SLACK))
         due = good & (jnp.any(path.crossed | path.dips) | jnp.any(loose))
         rows = sides.num_pins.astype(z.dtype) / frozen.num_groups
-        looked = jnp.where(sides.num_pins > 0, 1 + 3 * rows, 0) + _TANGENT
+        looked = jnp.where(sides.num_pins > 0, 1 + 3 * rows, 0) + TANGENT
         kept = sides.with_slopes(jnp.clip(shares, 0, 1))
         nothing = jtu.tree_map(jnp.zeros_like, y1)
         zero, whole = jnp.zeros_like(h), jnp.asarray(0)
-        smooth = _Step(
+        smooth = Step(
             state=y1,
             sides=kept,
             z=z,
@@ -353,7 +302,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             jump=zero,
         )
 
-        def switched() -> _Step:
+        def switched() -> Step:
             step = self._switched(
                 flow, t0, t1, y0, y1, slope, exact, before, path, shares, loose
             )
@@ -375,7 +324,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         path: Cubics,
         shares: Float[Array, " K"],
         loose: Bool[Array, " K"],
-    ) -> _Step:
+    ) -> Step:
         frozen, sides, found = self.frozen, before.sides, crossings(path)
         s, pins = sides.slopes, sides.pins
         h = jnp.asarray(t1 - t0).astype(s.dtype)
@@ -410,28 +359,32 @@ class Switching(dfx.AbstractAdaptiveSolver):
         else:
             f_base, log_rate = velocity(t1, y1, at_end.slopes, None)
         f_mean, _ = velocity(t1, y1, mean(at_end, less), log_rate)
-        d = _minus(f_mean, f_base, h)
+        d = minus(f_mean, f_base, h)
         size = self._size(y0, y1, d)
         big = size > _SLIGHT
 
         def jump_at_start() -> FlowState:
             base, rate = velocity(t0, y0, sides.slopes, None)
             ended, _ = velocity(t0, y0, mean(sides, less), rate)
-            return _minus(ended, base, h)
+            return minus(ended, base, h)
 
         d_start = jax.lax.cond(anywhere(big), jump_at_start, lambda: d)
         d_start = jtu.tree_map(lambda a, b: jnp.where(big, a, b), d_start, d)
 
         moved = jtu.tree_map(jnp.add, y1.params, d.params)
         candidates = self._lately_crossed(before, found, h) | sides.pinned
-        end, v, z, rate, spent = self._sides_after(moved, at_end, found, candidates)
+        end, v, z, rate, spent = sides_after(
+            frozen, self.capacity, moved, at_end, found, candidates
+        )
         y2 = eqx.tree_at(lambda y: y.params, y1, moved)
         f_end, _ = flow.moved(t1, y2, v, log_rate)
         rate = jnp.exp(v.log_speed + log_rate) * rate
 
-        # Other slopes than those of kinks that are just crossed: then anew with these.
-        guess = jnp.where(found.crossed, 1 - jnp.round(s), at_end.slopes)
-        others = jnp.any(guess != end.slopes)
+        # Where a pinned kink is left because of those that are crossed, or a kink is
+        # not crossed after all: then anew with these slopes.
+        left = sides.pinned & ~mark(_where(loose, pins, s.size), s.shape)
+        guess = jnp.where(found.crossed, 1 - jnp.round(s), end.slopes)
+        others = jnp.any(~end.pinned & (left | (guess != end.slopes)))
 
         def anew() -> tuple[FlowState, Params, FlowState]:
             part = jnp.where(found.crossed, found.beyond, 0)
@@ -441,7 +394,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             slow = sides.with_slopes(known + less).slopes
             slopes = jnp.where(mark(_where(loose, pins, s.size), s.shape), slow, slopes)
             again, _ = velocity(t1, y1, slopes, log_rate)
-            d = _minus(again, f_base, h)
+            d = minus(again, f_base, h)
             moved = jtu.tree_map(jnp.add, y1.params, d.params)
             y2 = eqx.tree_at(lambda y: y.params, y1, onto_pins(frozen, moved, end))
             field = self._told(flow, end).field
@@ -456,19 +409,18 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
         # The path leaves that of the old slopes like a parabola that starts at `first`
         # with this share of its final slope.
-        e = _minus(f_end, slope, h * rest)
+        e = minus(f_end, slope, h * rest)
         gone = jtu.tree_map(jnp.subtract, moved, y1.params)
-        share = self._share(gone, e.params)
-        weight = jnp.clip(2 / 3 - share / 6, 0.2, 0.5)
+        weight = jnp.clip(2 / 3 - share(gone, e.params) / 6, 0.2, 0.5)
 
         def bend() -> FlowState:
             field = self._told(flow, end).field
             on_old, _ = flow.moved(t1, y1, field(y1.params), log_rate)
-            return _minus(f_end, on_old, h * rest)
+            return minus(f_end, on_old, h * rest)
 
         curved = jax.lax.cond(anywhere(big), bend, lambda: nothing_like(f_end))
         curved = jtu.tree_map(lambda a: jnp.where(big, a, 0), curved)
-        growing = _minus(d, d_start, rest)
+        growing = minus(d, d_start, rest)
         more = jtu.tree_map(
             lambda a, b: weight.astype(a.dtype) * (a - b), curved, growing
         )
@@ -480,7 +432,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         params = jtu.tree_map(jnp.add, moved, more.params)
         params = onto_pins(frozen, params, end)
         gone = jtu.tree_map(jnp.subtract, params, y1.params)
-        state = self._booked(y1, slope, gone, e, params, h * rest)
+        state = booked(y1, slope, gone, e, params, h * rest)
         total = jtu.tree_map(jnp.subtract, state, y1)
         square = jtu.tree_map(jnp.subtract, e, total)
         linear = jtu.tree_map(jnp.subtract, total, square)
@@ -499,13 +451,13 @@ class Switching(dfx.AbstractAdaptiveSolver):
         error = jnp.where(same, 0, error)
         state = jtu.tree_map(lambda a, b: jnp.where(same, a, b), y1, state)
         linear, square = jtu.tree_map(lambda a: jnp.where(same, 0, a), (linear, square))
-        return _Step(
+        return Step(
             state=state,
             sides=end,
             z=z,
             rate=rate,
             lately=jnp.where(now, 0, lately),
-            error=_error(error, first, crossed),
+            error=error_of(error, first, crossed),
             first=first,
             linear=linear,
             square=square,
@@ -515,7 +467,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             pinned=jnp.sum(now & ~was),
             released=jnp.sum(was & ~now),
             kink=kink,
-            jump=self._share_of(e, slope, h * rest),
+            jump=jump_size(e, slope, h * rest),
         )
 
     @staticmethod
@@ -531,53 +483,6 @@ class Switching(dfx.AbstractAdaptiveSolver):
         near = jnp.abs(before.z) <= 2 * h * jnp.abs(before.rate)
         return often & again & near & ~before.sides.pinned
 
-    def _sides_after(
-        self,
-        params: Params,
-        sides: Sides,
-        found: Crossings,
-        candidates: Bool[Array, "groups kinks"],
-    ) -> tuple[Sides, Velocity, Array, Array, Scalar]:
-        """On which sides the flow goes on, with z, its rate along, and the cost.
-
-        A crossed kink across which the velocity on the new side leads back is one that
-        may hold the flow.
-        """
-        frozen = self.frozen
-        slopes = jnp.where(found.crossed, 1 - jnp.round(sides.slopes), sides.slopes)
-        side = jnp.where(slopes > 0.5, 1, -1).astype(slopes.dtype)
-
-        def once(candidates: Array) -> tuple[Any, Array]:
-            index = numbers_of(candidates, self.capacity)
-            at = balanced(frozen, params, slopes, index)
-            z, rate = crossing_speed(
-                frozen, params, at.sides.slopes, at.velocity.direction
-            )
-            back = found.crossed & ~candidates & (side * rate < 0)
-            return (at.sides, at.velocity, z, rate), back
-
-        def again(carry: Any, number: Any) -> Any:
-            candidates, at, done, cost = carry
-
-            def look() -> Any:
-                at, back = once(candidates)
-                rows = jnp.sum(candidates).astype(cost.dtype) / frozen.num_groups
-                return (
-                    candidates | back,
-                    at,
-                    ~jnp.any(back),
-                    cost + 1 + _TANGENT + 3 * rows,
-                )
-
-            new = jax.lax.cond(anywhere(~done), look, lambda: carry)
-            return jtu.tree_map(lambda a, b: jnp.where(done, a, b), carry, new), None
-
-        shape = eqx.filter_eval_shape(once, candidates)[0]
-        blank = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        start = (candidates, blank, jnp.asarray(False), jnp.zeros((), slopes.dtype))
-        (_, at, _, cost), _ = jax.lax.scan(again, start, jnp.arange(_ROUNDS))
-        return *at, cost
-
     def _size(self, y0: FlowState, y1: FlowState, error: FlowState) -> Scalar:
         """The size of an error of W and of the time in units of what is tolerated."""
         by_rows = self.tolerance.by_rows
@@ -586,125 +491,6 @@ class Switching(dfx.AbstractAdaptiveSolver):
         found = jnp.max(norms_over(error.params, allowed, by_rows))
         return found.astype(y1.dissipated.dtype)
 
-    def _share(self, gone: Params, e: Params) -> Scalar:
-        """⟨e, D⟩/⟨D, D⟩, between 1 for a jump at the start and 2 for a ramp."""
-        scale = _largest(gone)
-        a = jtu.tree_map(lambda x: x / scale, gone)
-        above = _dot(jtu.tree_map(lambda x: x / scale, e), a)
-        below = _dot(a, a)
-        ratio = jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
-        return jnp.where(jnp.isfinite(ratio), ratio, 1)
-
-    def _share_of(self, e: FlowState, slope: FlowState, h: Scalar) -> Scalar:
-        """The size of the jump of the velocity relative to the velocity."""
-        scale = _largest(slope.params)
-        a = jtu.tree_map(lambda x: x / scale, slope.params)
-        b = jtu.tree_map(lambda x: x / scale / jnp.where(h > 0, h, 1), e.params)
-        return jnp.sqrt(_dot(b, b) / jnp.maximum(_dot(a, a), jnp.finfo(h.dtype).tiny))
-
-    def _booked(
-        self,
-        y1: FlowState,
-        slope: FlowState,
-        gone: Params,
-        e: FlowState,
-        params: Params,
-        h: Scalar,
-    ) -> FlowState:
-        """The state at the end, with the bookkeeping of where it has gone.
-
-        Energy is ∫‖v + D'‖², D how far the path has moved. Other bookkeeping takes the
-        part of the change of its rate that D is of the change of the velocity.
-        """
-        scale = _largest(slope.params)
-        unit = lambda tree: jtu.tree_map(lambda x: x / scale, tree)  # noqa: E731
-        old, way, kick = unit(slope.params), unit(gone), unit(e.params)
-        # 2 ⟨v, D⟩ + ∫ ‖D'‖², D the parabola of the dense output.
-        square = jtu.tree_map(jnp.subtract, kick, way)
-        linear = jtu.tree_map(jnp.subtract, way, square)
-        more = _dot(linear, linear) + 2 * _dot(linear, square)
-        more = (more + 4 / 3 * _dot(square, square)) / jnp.where(h > 0, h, 1)
-        work = 2 * _dot(way, old) + jnp.where(h > 0, more, 0)
-        size = _dot(old, old)
-
-        def energy(name: str) -> Any:
-            value, before = getattr(y1, name), getattr(slope, name)
-            if value is None:
-                return None
-            per = jnp.where(size > 0, before / jnp.where(size > 0, size, 1), 0)
-            return value + per * work
-
-        share = 1 / jnp.clip(self._share(gone, e.params), 1, 4)
-
-        def other(name: str) -> Any:
-            value, change = getattr(y1, name), getattr(e, name)
-            return None if value is None else value + share * change
-
-        return FlowState(
-            params=params,
-            dissipated=energy("dissipated"),
-            fallen=energy("fallen"),
-            path_length=other("path_length"),
-            motion=other("motion"),
-            # The clock runs on as it did before the first kink.
-            log_time=y1.log_time,
-            work=y1.work,
-            crowding=y1.crowding,
-        )
-
 
 def _where(which: Array, index: Array, total: int) -> Array:
     return jnp.where(which, index, total)
-
-
-def nothing_like(tree: Any) -> Any:
-    """Zeros of the same shapes."""
-    return jtu.tree_map(jnp.zeros_like, tree)
-
-
-def _minus(a: Any, b: Any, h: Scalar) -> Any:
-    return jtu.tree_map(lambda x, y: (h * (x - y)).astype(x.dtype), a, b)
-
-
-def _dot(a: Params, b: Params) -> Scalar:
-    pairs = zip(jtu.tree_leaves(a), jtu.tree_leaves(b), strict=True)
-    return jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in pairs]))
-
-
-def _largest(tree: Params) -> Scalar:
-    leaves = jtu.tree_leaves(tree)
-    most = functools.reduce(
-        jnp.maximum, [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
-    )
-    return jax.lax.stop_gradient(jnp.where(most > 0, most, 1))
-
-
-def _error(size: Scalar, first: Scalar, number: IntScalar) -> SwitchingError:
-    """What the step-size controller is told of a step across so many kinks."""
-    several = number >= _SEVERAL
-    safe = jnp.maximum(size, 1e-12)
-    power = jnp.where(several, -1 / 3, -1 / 2)
-    factor = _SAFETY * safe**power
-    shorter = jnp.clip(first + (1 - first) * factor, 0.02, 0.9)
-    growth = jnp.where(several, jnp.clip(factor, 0.3, 5.0), 0)
-    return SwitchingError(size, shorter.astype(size.dtype), growth.astype(size.dtype))
-
-
-def _bare(state: FlowState) -> FlowState:
-    """The state without what the inner solver need not know."""
-    return eqx.tree_at(
-        lambda s: (s.pins, s.switching),
-        state,
-        (None, None),
-        is_leaf=lambda x: x is None,
-    )
-
-
-def _dressed(state: FlowState, parts: Any) -> FlowState:
-    """The state with what travels with it."""
-    return eqx.tree_at(
-        lambda s: (s.work, s.pins, s.switching),
-        state,
-        parts,
-        is_leaf=lambda x: x is None,
-    )
