@@ -44,10 +44,10 @@ _PINS = 64
 _FEW_PARAMETERS = 20_000
 # Kinks that a step by events may go across; they take room for four states each.
 _EVENTS = 8
-# Kinks of all examples up to which they are followed from event to event; and where the
-# start is on a kink, or its values are not known: a neuron at zero may leave at any
-# time, which only events tell.
-_FEW_KINKS, _FEW_AT_START = 100, 1000
+# Kinks, of all examples and of each, up to which they are followed from event to event;
+# and of all where the start is on a kink, or its values are not known: a neuron at zero
+# may leave at any time, which only events tell.
+_FEW_KINKS, _FEW_EACH, _FEW_AT_START = 200, 32, 1000
 # Kinks that may be pinned at once by a solver that steps across kinks, and the numbers
 # that their normals may take.
 _MOST_PINS, _NUMBERS = 256, 8_000_000
@@ -274,11 +274,12 @@ def _following(
     room = room_for(min(_MOST_PINS, size, max(16, _NUMBERS // max(size, 1))), frozen)
     tolerance = Tolerance(held.rtol, held.atol, held.by_rows)
     resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
-    most = _FEW_AT_START if resolves else _FEW_KINKS
-    if frozen.total <= most and isinstance(solver, dfx.AbstractERK):
-        few = min(frozen.total, _PINS if size <= _FEW_PARAMETERS else _PINS // 4)
+    few = frozen.total <= _FEW_KINKS and frozen.num_kinks <= _FEW_EACH
+    few = few or (resolves and frozen.total <= _FEW_AT_START)
+    if few and isinstance(solver, dfx.AbstractERK):
+        room = min(frozen.total, _PINS if size <= _FEW_PARAMETERS else _PINS // 4)
         most = _EVENTS if size <= _FEW_PARAMETERS else 1
-        return Filippov(solver, frozen, branch, few, tolerance, most)
+        return Filippov(solver, frozen, branch, room, tolerance, most)
     return Switching(solver, frozen, tolerance, branch, room, resolves)
 
 

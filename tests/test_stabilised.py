@@ -476,8 +476,14 @@ def test_a_field_that_is_not_a_number_does_not_hang(regression):
     assert sol.result != gflow.RESULTS.successful
 
 
-def test_kinks_need_an_ordinary_explicit_solver():
+def test_kinks_are_stepped_across_by_stabilised_methods_too():
     model = gflow.nn.MLP(2, 4, 2, key=jax.random.key(0))
     data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])
-    with pytest.raises(ValueError, match="RKC3"):
-        gflow.integrate(model, data, gflow.losses.Logistic(), (0.0, 1.0), solver=RKC3())
+
+    def final(solver):
+        loss, span = gflow.losses.Logistic(), (0.0, 3.0)
+        sol = gflow.integrate(model, data, loss, span, solver=solver, rtol=1e-7)
+        assert sol.kinks == "inclusion"
+        return sol.log_loss[-1]
+
+    np.testing.assert_allclose(final(RKC3()), final(None), atol=1e-5)

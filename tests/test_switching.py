@@ -46,22 +46,22 @@ def test_when_kinks_are_crossed():
 
 
 def test_it_is_the_limit_of_smooth_flows():
-    w, a, x, y = instance(3, 20, 4, 6)
+    w, a, x, y = instance(3, 40, 4, 6)
     model = TwoLayer(jnp.asarray(w), jnp.asarray(a), jax.nn.relu)
     sol = gflow.integrate(
-        model, (x, y), Logistic(), (0.0, 2.0), save_at=[1.0, 2.0], rtol=1e-8
+        model, (x, y), Logistic(), (0.0, 1.0), save_at=[0.5, 1.0], rtol=1e-8
     )
     assert isinstance(sol.resume.position.solver_state.sides.slopes, jax.Array)
     path = sol.inclusion
     assert int(path.num_crossings) > 10 and int(path.num_pinned) > 0
     assert np.max(np.abs(sol.energy_defect)) < 1e-6
-    want_w, want_a = smoothed(w, a, x, y, Logistic(), 2.0)
+    want_w, want_a = smoothed(w, a, x, y, Logistic(), 1.0)
     np.testing.assert_allclose(sol.final.w, want_w, atol=1e-6)
     np.testing.assert_allclose(sol.final.a, want_a, atol=1e-6)
     met = np.flatnonzero(np.asarray(path.kink) >= 0)
     assert np.all(np.diff(path.log_t[met]) >= 0)
     example, name, group, place = path.where(int(path.kink[0]))
-    assert name == "relu" and group == 0 and example < 20 and place < (6,)
+    assert name == "relu" and group == 0 and example < 40 and place < (6,)
     with pytest.raises(ValueError, match="not the number"):
         path.where(-1)
 
@@ -88,7 +88,7 @@ def test_real_digits_and_a_hundred_neurons():
     )
     assert int(sol.inclusion.num_crossings) > 3000
     assert int(sol.stats["num_accepted_steps"]) < 200
-    assert int(sol.stats["num_gradients"]) < 3000
+    assert int(sol.stats["num_gradients"]) < 4000
     assert np.max(np.abs(sol.energy_defect)) < 1e-4
     # What a solve at rtol = 1e-9 gives.
     np.testing.assert_allclose(sol.log_loss, -6.0385698, atol=1e-5)
