@@ -72,7 +72,7 @@ class Sides(eqx.Module):
         return _at(self.slopes, self.pins, 0.5)
 
     def with_slopes(self, shares: Float[Array, " K"]) -> "Sides":
-        """The same with these slopes at the pinned kinks."""
+        """These sides with other slopes at the pinned kinks."""
         slopes = _put(self.slopes, self.pins, shares)
         return Sides(slopes, self.pins, self.scales, self.inverse, self.rows)
 
@@ -305,8 +305,8 @@ def slopes_along(frozen: Frozen, params: Params, sides: Sides) -> Float[Array, "
 def _gram(
     frozen: Frozen, params: Params, slopes: Any, index: Int[Array, " K"], vector: Any
 ) -> tuple[Array, Array, Array, Array]:
-    """Of the unit normals of some kinks: 1/‖n_k‖, the Gram matrix, the products with a
-    vector, and themselves.
+    """The unit normals of some kinks: 1/‖n_k‖, their Gram matrix, their products with a
+    vector, and the normals themselves.
     """
     _, rows = frozen.normals(params, slopes, index)
     most = jnp.max(jnp.abs(rows), axis=1)
@@ -328,7 +328,7 @@ def _by_size(index: Int[Array, " K"], total: int, with_first: Any) -> Any:
 
 
 def measured(frozen: Frozen, params: Params, sides: Sides) -> Sides:
-    """The same sides with the normals of the pinned kinks measured."""
+    """The sides, with the normals of the pinned kinks measured."""
     blank = no_pins(frozen, params, sides.slopes, sides.pins.shape[0])
 
     def with_first(count: int):

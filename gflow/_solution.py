@@ -121,7 +121,7 @@ class Inclusion(eqx.Module):
     kinks: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
 
     def where(self, kink: int) -> tuple[int, str, int, tuple[int, ...]]:
-        """Of kink number `kink`: the example, the primitive, which of the model's
+        """The place of a kink: its example, its primitive, which of the model's
         groups of kinks it is in (such as the layer), and the place in that group.
 
         Raises `ValueError` for a number that is no kink's.

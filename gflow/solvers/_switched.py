@@ -18,7 +18,7 @@ from ._local import AbstractLocal
 # Crossings in a step from which on they are like a smooth change of the velocity, whose
 # errors are of third order in the step.
 _SEVERAL = 4
-# Of the longest step across kinks by its error estimate.
+# The part of the longest step that the error estimate would allow which is taken.
 _SAFETY = 0.7
 
 
