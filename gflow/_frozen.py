@@ -203,17 +203,27 @@ class Frozen(eqx.Module):
         """z and ∇z of the kinks with these numbers; zero where a number is `total` or
         more.
         """
+        values, normals = self.normals_of(params, branches, index)
+        return values, flatten_rows(normals)
 
-        def one(number):
+    def normals_of(
+        self,
+        params: Params,
+        branches: Shaped[Array, "groups kinks"],
+        index: Int[Array, " K"],
+    ) -> tuple[Float[Array, " K"], Params]:
+        """z of these kinks, and ∇z as parameters with a leading axis of kinks."""
+
+        def one(number, real):
             group, kink = self._place(number)
-            return jax.value_and_grad(
-                lambda p: self.pre_activations_of(p, branches[group], group)[kink]
-            )(params)
 
-        values, normals = jax.vmap(one)(index)
-        real = index < self.total
-        normals = jnp.where(real[:, None], flatten_rows(normals), 0)
-        return jnp.where(real, values, 0), normals
+            def value(p):
+                z = self.pre_activations_of(p, branches[group], group)[kink]
+                return jnp.where(real, z, 0)
+
+            return jax.value_and_grad(value)(params)
+
+        return jax.vmap(one)(index, index < self.total)
 
     def _place(self, number: Any) -> tuple[Any, Any]:
         # The example, and the place among its kinks.

@@ -25,10 +25,16 @@ def product(a: Array, b: Array) -> Array:
 
 
 def conjugate_gradients(
-    product: Callable[[Array], Array], right: Array, inverse: Array
+    product: Callable[[Array], Array],
+    right: Array,
+    inverse: Array,
+    precision: Any = 0.0,
 ) -> Array:
-    """x with product(x) = right, to rounding or as near as it comes."""
-    enough = (_LEFT * float(jnp.finfo(right.dtype).eps)) ** 2 * jnp.vdot(right, right)
+    """x with product(x) = right, to this part of `right`, rounding, or as near as it
+    comes.
+    """
+    left = jnp.maximum(precision, _LEFT * float(jnp.finfo(right.dtype).eps))
+    enough = left.astype(right.dtype) ** 2 * jnp.vdot(right, right)
 
     def scaled(r: Array) -> Array:
         return jnp.matmul(inverse, r, precision=jax.lax.Precision.HIGHEST)

@@ -38,7 +38,7 @@ def sides_after(
 
     def once(candidates: Array) -> tuple[Any, Array]:
         index = numbers_of(candidates, capacity)
-        at = balanced(frozen, params, slopes, index)
+        at = balanced(frozen, params, slopes, index, sides)
         z, rate = crossing_speed(frozen, params, at.sides.slopes, at.velocity.direction)
         back = found.crossed & ~candidates & (side * rate < 0)
         return (at.sides, at.velocity, z, rate), back

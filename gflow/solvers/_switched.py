@@ -18,6 +18,11 @@ from ._local import AbstractLocal
 # Crossings in a step from which on they are like a smooth change of the velocity, whose
 # errors are of third order in the step.
 _SEVERAL = 4
+# Both errors of second order are corrected for. Where several kinks are crossed, of
+# which each has a small part, this part of the corrections is taken for what they leave
+# (measured on digits, n 200, m 100, T 500, rtol 1e-6: the log loss is right to 1e-6
+# with parts from 1 to 0.1, at 294 to 131 steps, the energy to 4e-6 to 1.2e-5).
+_LEFT = 0.3
 # The part of the longest step that the error estimate would allow which is taken.
 _SAFETY = 0.7
 
@@ -168,6 +173,7 @@ def largest_entry(tree: Params) -> Scalar:
 def error_of(size: Scalar, first: Scalar, number: IntScalar) -> SwitchingError:
     """What the step-size controller is told of a step across so many kinks."""
     several = number >= _SEVERAL
+    size = jnp.where(several, _LEFT * size, size)
     safe = jnp.maximum(size, 1e-12)
     power = jnp.where(several, -1 / 3, -1 / 2)
     factor = _SAFETY * safe**power

@@ -69,6 +69,8 @@ _SLACK = 1e-9
 # A correction of this size, of what is tolerated, needs no error estimate: what it
 # leaves is smaller by h times a Jacobian, which explicit steps hold below 3.4.
 _SLIGHT = 0.1
+# The part of the velocity across pinned kinks that may be left, in units of rtol.
+_PRECISION = 1e-2
 # Steps shorter than this many roundings of the clock are not made shorter for kinks.
 _SHORTEST = 1e4
 # Memory of kinks crossed lately, of which this much is left after a step, and what it
@@ -122,6 +124,8 @@ class Switching(dfx.AbstractAdaptiveSolver):
         dtype = y0.dissipated.dtype
         slopes = (frozen.pre_activations(params, None) > 0).astype(dtype)
         sides = no_pins(frozen, params, slopes, self.capacity)
+        enough = (_PRECISION * self.tolerance.rtol).astype(dtype)
+        sides = eqx.tree_at(lambda s: s.precision, sides, enough)
         no = jnp.asarray(False)
         ambiguous, unsure = no, no
         if self.resolves:
