@@ -23,7 +23,7 @@ from _machine import print_machine
 from sklearn.datasets import load_digits
 
 import gflow
-from gflow.losses import Exponential, Logistic, Square
+from gflow.losses import CrossEntropy, Exponential, Logistic, Square
 
 
 MOST_STEPS = 200_000  # of automatic differentiation
@@ -149,13 +149,37 @@ def digits(activation):
     return TwoLayer(w, a, activation), (jnp.asarray(x), jnp.asarray(y))
 
 
-def at_size():
-    print("\nDigits 3 and 5, n 200, m 100 (20,000 kinks), Logistic mean\n\n" + HEAD)
-    loss = Logistic(reduction="mean")
-    for end, rtol in ((5.0, 1e-5), (500.0, 1e-6), (20_000.0, 1e-4)):
-        print(f"T {end:g}, rtol {rtol:g}")
-        model, data = digits(jax.nn.relu)
-        sol, seconds = solve(model, data, loss, end, rtol=rtol)
+def handwritten(activation):
+    """A thousand digits of MNIST and 784-100-100-10: 200,000 kinks, two in series."""
+    x, labels = gflow.data.mnist5k(flatten=True)
+    some = np.random.default_rng(0).permutation(len(labels))[:1000]
+    x, labels = np.asarray(x)[some], np.asarray(labels)[some]
+    x = (x - x.mean()) / x.std() / 28
+    keys = jax.random.split(jax.random.key(0), 3)
+    layers = [
+        jax.random.normal(keys[0], (100, 784)),
+        jax.random.normal(keys[1], (100, 100)) * np.sqrt(2 / 100),
+        jax.random.normal(keys[2], (10, 100)) * np.sqrt(2 / 100),
+    ]
+    return Deep(layers, activation), (jnp.asarray(x), jnp.asarray(labels))
+
+
+def at_size(quick):
+    two, three = ("n 200, m 100", digits), ("n 1,000, 784-100-100-10", handwritten)
+    logistic, square = Logistic(reduction="mean"), Square(reduction="mean")
+    cross = CrossEntropy(reduction="mean")
+    problems = [
+        (two, logistic, 5.0, 1e-5),
+        (two, logistic, 500.0, 1e-6),
+        (two, logistic, 20_000.0, 1e-4),
+        (two, square, 1000.0, 1e-5),
+        (three, cross, 20.0, 1e-4),
+        (three, cross, 200.0, 1e-4),
+    ]
+    print("\nReal digits\n\n" + HEAD)
+    for (name, make), loss, end, rtol in problems[: 2 if quick else None]:
+        print(f"{name}, {type(loss).__name__}, T {end:g}, rtol {rtol:g}")
+        sol, seconds = solve(*make(jax.nn.relu), loss, end, rtol=rtol)
         row("  relu", sol, seconds)
         path = sol.inclusion
         print(
@@ -164,9 +188,10 @@ def at_size():
             f"{int(np.max(path.num_pins))}"
         )
         options = {"kinks": "autodiff", "max_steps": MOST_STEPS}
-        row("  relu, autodiff", *solve(model, data, loss, end, rtol=rtol, **options))
-        model, data = digits(jnp.tanh)
-        row("  tanh", *solve(model, data, loss, end, rtol=rtol))
+        plain = solve(*make(jax.nn.relu), loss, end, rtol=rtol, **options)
+        row("  relu, autodiff", *plain)
+        row("  tanh", *solve(*make(jnp.tanh), loss, end, rtol=rtol))
+        jax.clear_caches()
 
 
 def heavy(number):
@@ -412,7 +437,7 @@ def main():
     two, three = LATE
     parts = {
         "smooth": lambda: next_to_smooth(problems[:1] if quick else problems),
-        "size": at_size,
+        "size": lambda: at_size(quick),
         "heavy": lambda: heavy(2 if quick else 20),
         "two-points": lambda: two_points(1 if quick else 10),
         "ensemble": lambda: ensemble(8 if quick else 128),

@@ -1,5 +1,6 @@
 """Errors before tracing: what was wrong, and what to do about it."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from ._captured import digest, lifted
 from ._homogeneity import homogeneity
 from ._problem import Problem, cast_data, dtype_of, predict
 from ._times import Exp, as_time, is_concrete, log_elapsed, log_of
 from ._types import Params
-from .losses import AbstractLoss, as_loss
+from .losses import AbstractLoss, Custom, as_loss
 from .nn import Batched, trainable
 
 
@@ -32,7 +34,11 @@ def checked_problem(
     params, static = _split(model, filter_spec)
     x, y = _data(data)
     x, y = cast_data(x, y, loss, dtype_of(params))
-    problem = Problem(static, x, y, loss)
+    code = [model, loss]
+    if isinstance(loss, Custom):
+        loss = dataclasses.replace(loss, function=lifted(loss.function))
+        code = [model]
+    problem = Problem(static, x, y, loss, digest(*code))
     outputs = _outputs_shape(problem, params)
     loss.check(outputs.shape, y)
     _check_loss(loss, outputs, y)

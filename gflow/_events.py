@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._bisect import bisect
+from ._captured import keyed
 from ._flow import FlowField, FlowState
 from ._pairs import tailed
 from ._problem import Problem
@@ -100,11 +101,11 @@ def checked_events(events: Any) -> tuple[Callable[[State], Any], ...]:
     if events is None:
         return ()
     if callable(events):
-        return (events,)
+        return (keyed(events),)
     if isinstance(events, Mapping):
         events = tuple(events.values())
     if isinstance(events, Sequence) and all(callable(e) for e in events):
-        return tuple(events)
+        return tuple(keyed(e) for e in events)
     raise ValueError(
         f"events={events!r}: pass a function of the observed state, or a sequence or "
         "dict of them, returning a number (the solve stops where it changes sign) or "

@@ -80,6 +80,8 @@ class Problem(AbstractProblem):
     x: Array
     y: Array
     loss: AbstractLoss
+    # A key of the values that the model's and the loss's code reads from outside.
+    reads: str = eqx.field(static=True, default="")
 
     def outputs(self, params):
         return predict(self.model(params), self.x)

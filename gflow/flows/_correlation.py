@@ -104,7 +104,8 @@ class CorrelationAscent(AbstractMotion):
         else:
             z = jnp.asarray(self.z, at.outputs.dtype)
             log_scale = jnp.zeros_like(at.log_slope)
-        correlation = Problem(problem.static, problem.x, z, Custom(function=_negative))
+        loss = Custom(function=_negative)
+        correlation = Problem(problem.static, problem.x, z, loss, problem.reads)
         up = correlation.gradient(weights)
         log_speed, direction = log_scale + up.log_slope, up.direction
         if self.sphere:

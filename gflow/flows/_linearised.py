@@ -81,7 +81,9 @@ class Linearised(AbstractFlow):
                 lambda one: one.model, jtu.tree_map(lambda _: False, linear), spec
             )
         params, static = eqx.partition(linear, spec)
-        return Problem(static, problem.x, problem.y, problem.loss), params
+        return Problem(
+            static, problem.x, problem.y, problem.loss, problem.reads
+        ), params
 
 
 def _shapes(params: Any) -> Any:

@@ -66,9 +66,8 @@ def _correlation(state: State, z: Any = None) -> _Correlation:
         z = jnp.exp(log_scale) * z
     z = jnp.asarray(z, state.outputs.dtype)
     # Ascent on 𝒩 is the flow of the loss -𝒩, kinks and all.
-    problem = Problem(
-        state.problem.static, state.problem.x, z, Custom(function=_negative)
-    )
+    of = state.problem
+    problem = Problem(of.static, of.x, z, Custom(function=_negative), of.reads)
     u = unit(state.params)
     frozen = frozen_if_possible(problem, u)
     if frozen is None:

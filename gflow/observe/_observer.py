@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from .._captured import keyed
 from .._problem import Problem, like_params
 from .._types import Params
 from ._state import State
@@ -247,7 +248,7 @@ def _same(a: Observer, b: Observer) -> bool:
 
 def _as_observer(what: Any, known: Mapping[str, Observer]) -> Observer:
     if isinstance(what, Observer):
-        return what
+        return dataclasses.replace(what, function=keyed(what.function))
     if isinstance(what, str):
         if what in known:
             return known[what]
@@ -259,7 +260,7 @@ def _as_observer(what: Any, known: Mapping[str, Observer]) -> Observer:
             "as well."
         )
     if callable(what):
-        return Observer(getattr(what, "__name__", type(what).__name__), what)
+        return Observer(getattr(what, "__name__", type(what).__name__), keyed(what))
     raise ValueError(
         f"unknown observer {what!r}: not an observer, the name of one, or a function "
         "of the observed state; see gflow.observe."
