@@ -7,6 +7,7 @@ and everything else becomes part of the key by which compiled programs are found
 """
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
@@ -168,11 +169,13 @@ def _read_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         function.__code__.co_freevars, function.__closure__ or (), strict=True
     ):
         try:
-            yield f"closure {name}", cell.cell_contents
+            value = cell.cell_contents
         except ValueError:  # a cell that is filled later
             continue
-    for name in sorted(_names(function.__code__)):
-        if name in function.__globals__:
+        if not _only_grows(value, name, function.__code__):
+            yield f"closure {name}", value
+    for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+        if not _only_grows(function.__globals__[name], name, function.__code__):
             yield f"global {name}", function.__globals__[name]
     if function.__defaults__:
         yield "defaults", function.__defaults__
@@ -183,6 +186,20 @@ def _read_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _names(code: types.CodeType) -> set[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _only_grows(value: Any, name: str, code: types.CodeType) -> bool:
+    """Whether a value is a list that the code appends to and never reads: a log."""
+    if not isinstance(value, list):
+        return False
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    for step, after in zip(steps, steps[1:], strict=False):
+        read = step.argval == name and step.opname.startswith("LOAD_")
+        handed_on = step.opname.startswith(("LOAD_CLOSURE", "LOAD_FAST"))
+        if read and not handed_on and after.argval != "append":
+            return False
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return all(_only_grows(value, name, part) for part in inner)
 
 
 def _has_arrays(value: Any) -> bool:

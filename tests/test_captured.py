@@ -146,3 +146,31 @@ def test_a_traced_value_in_a_model_is_refused():
 
     with pytest.raises(ValueError, match="array field of the model"):
         jax.vmap(final)(jnp.array([1.0, 3.0]))
+
+
+LOG = []
+
+
+def test_a_log_that_a_function_appends_to_is_not_a_value_that_it_reads():
+    log = []
+
+    def logged(f, y):
+        jax.debug.callback(lambda: LOG.append(1))
+        log.append(1)
+        return 0.5 * (f - y) ** 2
+
+    np.testing.assert_allclose(reached(logged), expected(1.0), rtol=1e-4)
+    calls, traces = len(LOG), len(log)
+    np.testing.assert_allclose(reached(logged), expected(1.0), rtol=1e-4)
+    assert len(LOG) > calls > 0 and len(log) == traces
+
+
+def test_a_list_that_a_function_reads_is_a_value_of_it():
+    rates = [1.0]
+
+    def summed(f, y):
+        return sum(rates) * 0.5 * (f - y) ** 2
+
+    np.testing.assert_allclose(reached(summed), expected(1.0), rtol=1e-4)
+    rates.append(2.0)
+    np.testing.assert_allclose(reached(summed), expected(3.0), rtol=1e-4)
