@@ -13,12 +13,14 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._captured import digest, lifted
+from ._check_data import checked_data
+from ._check_model import split, unsupported_layer
 from ._homogeneity import homogeneity
 from ._problem import Problem, cast_data, dtype_of, predict
 from ._times import Exp, as_time, is_concrete, log_elapsed, log_of
 from ._types import Params
 from .losses import AbstractLoss, Custom, as_loss
-from .nn import Batched, trainable
+from .nn import Batched
 
 
 def checked_problem(
@@ -31,8 +33,8 @@ def checked_problem(
             "Equinox module, taking one example."
         )
     loss = as_loss(loss)
-    params, static = _split(model, filter_spec)
-    x, y = _data(data)
+    params, static = split(model, filter_spec)
+    x, y = checked_data(data)
     x, y = cast_data(x, y, loss, dtype_of(params))
     code = [model, loss]
     if isinstance(loss, Custom):
@@ -45,100 +47,28 @@ def checked_problem(
     return problem, params
 
 
-def _split(model: Any, filter_spec: Any) -> tuple[Params, Any]:
-    spec = trainable(model) if filter_spec is None else filter_spec
-    params, static = eqx.partition(model, spec)
-    leaves = jtu.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError(
-            "the model has no trainable parameter: none of its leaves is a floating "
-            "point JAX array that filter_spec lets through (NumPy arrays and "
-            "gflow.nn.Fixed are not trained)."
-        )
-    for path, leaf in leaves:
-        name = jtu.keystr(path)
-        if not eqx.is_inexact_array(leaf) or jnp.iscomplexobj(leaf):
-            raise ValueError(
-                f"parameter model{name} is not a real floating point JAX array (it is "
-                f"{getattr(leaf, 'dtype', type(leaf).__name__)}); convert it, or "
-                "exclude it with filter_spec."
-            )
-        if leaf.size == 0:
-            raise ValueError(
-                f"parameter model{name} is empty (shape {leaf.shape}); remove it, or "
-                "give the layer a positive size."
-            )
-        if is_concrete(leaf) and not bool(np.all(np.isfinite(np.asarray(leaf)))):
-            raise ValueError(
-                f"parameter model{name} is not finite (it contains NaN or inf); check "
-                "the initialisation."
-            )
-    return params, static
-
-
-def _data(data: Any) -> tuple[Any, Any]:
-    try:
-        x, y = data
-    except (TypeError, ValueError):
-        raise ValueError(
-            "data must be a pair (x, y) of inputs with leading axis n and n labels."
-        ) from None
-    x, y = _array("x", x), _array("y", y)
-    if x.ndim == 0 or x.shape[0] == 0 or x.size == 0:
-        raise ValueError(
-            f"the data are empty: x has shape {x.shape}; give at least one example, "
-            "along the leading axis."
-        )
-    if y.ndim == 0 or y.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"x has {x.shape[0]} examples but y has shape {y.shape}; there must be "
-            "one label for each row of x."
-        )
-    for name, array in (("x", x), ("y", y)):
-        if is_concrete(array) and not bool(np.all(np.isfinite(np.asarray(array)))):
-            bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
-            raise ValueError(
-                f"{name} is not finite: {name}{bad.tolist()} is "
-                f"{np.asarray(array)[tuple(bad)]}; remove or impute such examples."
-            )
-    return x, y
-
-
-def _array(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array):
-        return value
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.empty((0,), dtype=object)
-    if array.dtype == object or not (
-        np.issubdtype(array.dtype, np.number) or array.dtype == bool
-    ):
-        raise ValueError(
-            f"{name} is not a numeric array (ragged rows, or entries that are not "
-            "numbers); give every example the same shape."
-        )
-    return array
-
-
 def _outputs_shape(problem: Problem, params: Params) -> Any:
-    batched = isinstance(problem.model(params), Batched)
+    model = problem.model(params)
+    batched = isinstance(model, Batched)
     given = problem.x.shape if batched else problem.x.shape[1:]
     what = "the batch" if batched else "one example"
     try:
         outputs = eqx.filter_eval_shape(_predicted, params, problem)
     except Exception as error:
+        advice = unsupported_layer(model) or (
+            " A model takes one example without the batch axis; wrap one that takes "
+            "the whole batch in gflow.nn.Batched."
+        )
         raise ValueError(
-            f"the model cannot be applied to {what} of shape {given}: {error}. A model "
-            "takes one example without the batch axis; wrap one that takes the whole "
-            "batch in gflow.nn.Batched."
+            f"the model cannot be applied to {what} of shape {given}: "
+            f"{str(error).rstrip('.')}.{advice}"
         ) from error
     if not isinstance(outputs, jax.ShapeDtypeStruct) or not jnp.issubdtype(
         outputs.dtype, jnp.floating
     ):
         raise ValueError(
             f"the model returns {outputs}; it must return one real floating point "
-            "array per example."
+            f"array per example.{unsupported_layer(model)}"
         )
     if outputs.shape[:1] != problem.x.shape[:1]:
         raise ValueError(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import scipy.sparse
+from jax.experimental.sparse import BCOO
 
 import gflow
 from gflow import losses
@@ -77,11 +79,47 @@ class Pair(eqx.Module):
         return self.w * x, x
 
 
+class Mixed(eqx.Module):
+    """Two parameters that may have two dtypes."""
+
+    w: jax.Array
+    b: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(self.w * x) + self.b
+
+
+class Layered(eqx.Module):
+    """A linear map, and a layer that may need a key or a state."""
+
+    linear: eqx.nn.Linear
+    layer: eqx.Module
+    state: eqx.nn.State | None = None
+
+    def __call__(self, x):
+        z = self.linear(x)
+        return self.layer(z)[0] if self.state is None else self.stateful(z)
+
+    def stateful(self, z):
+        out, _ = self.layer(z, self.state)
+        return out[0]
+
+
+class Leaky(Layered):
+    """Returns the state beside the output."""
+
+    def stateful(self, z):
+        return self.layer(z, self.state)
+
+
 X = np.array([[1.0, 2.0], [2.0, -1.0], [0.5, 0.5]])
 SIGNS = np.array([1.0, -1.0, 1.0])
 CLASSES = np.array([0, 2, 1])
 DOT = Dot(jnp.array([0.5, 1.0]))
 THREE = Matrix(jnp.ones((3, 2)))
+LINEAR = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+NORM, STATE = eqx.nn.make_with_state(eqx.nn.BatchNorm)(1, axis_name="i", mode="batch")
+STILL = eqx.nn.inference_mode(NORM)
 
 GOOD = {
     "model": DOT,
@@ -156,6 +194,41 @@ CASES = {
         r"parameter model\.w .*complex",
         "convert it, or exclude it",
     ),
+    "float32 and float64 parameters": (
+        {"model": Mixed(jnp.ones(2, jnp.float32), jnp.ones(()))},
+        r"several dtypes \(model\.w is float32, model\.b is float64\)",
+        r"a\.astype\(jnp\.float64\).*filter_spec",
+    ),
+    "bfloat16 and float32 parameters": (
+        {"model": Mixed(jnp.ones(2, jnp.bfloat16), jnp.ones((), jnp.float32))},
+        r"several dtypes \(model\.w is bfloat16, model\.b is float32\)",
+        r"a\.astype\(jnp\.float32\)",
+    ),
+    "bfloat16 and float16 parameters": (
+        {"model": Mixed(jnp.ones(2, jnp.bfloat16), jnp.ones((), jnp.float16))},
+        r"several dtypes \(model\.w is bfloat16, model\.b is float16\)",
+        r"a\.astype\(jnp\.float32\)",
+    ),
+    "dropout": (
+        {"model": Layered(LINEAR, eqx.nn.Dropout())},
+        r"model\.layer is an equinox\.nn\.Dropout in training mode.*random layers",
+        r"not supported; pass equinox\.nn\.inference_mode\(model\)",
+    ),
+    "batch norm without a state": (
+        {"model": Layered(LINEAR, NORM)},
+        r"model\.layer is an equinox\.nn\.BatchNorm.*update a state",
+        r"not supported; pass equinox\.nn\.inference_mode\(model\).*Batched",
+    ),
+    "batch norm in training mode": (
+        {"model": Layered(LINEAR, NORM, STATE)},
+        r"model\.layer is an equinox\.nn\.BatchNorm.*update a state",
+        r"not supported; pass equinox\.nn\.inference_mode\(model\).*Batched",
+    ),
+    "batch norm that returns its state": (
+        {"model": Leaky(LINEAR, STILL, STATE)},
+        r"the model returns .*model\.layer is an equinox\.nn\.BatchNorm",
+        r"equinox\.nn\.State as a field and returns the output alone",
+    ),
     "model that raises": (
         {"model": Choosy(jnp.ones(3))},
         r"cannot be applied to one example of shape \(2,\): three inputs, please",
@@ -173,6 +246,31 @@ CASES = {
     ),
     # Data
     "data that are no pair": ({"data": X}, "must be a pair", r"\(x, y\)"),
+    "data in a dict": (
+        {"data": {"features": X, "labels": SIGNS}},
+        r"data is a dict with keys \['features', 'labels'\]",
+        r"pass \(data\['features'\], data\['labels'\]\)",
+    ),
+    "inputs in a dict": (
+        {"data": ({"pixels": X}, SIGNS)},
+        r"x is a dict with keys \['pixels'\]",
+        r"pass one array, such as x\['pixels'\]",
+    ),
+    "sparse inputs of JAX": (
+        {"data": (BCOO.fromdense(X), SIGNS)},
+        r"x is sparse \(a BCOO\)",
+        r"pass x\.todense\(\)",
+    ),
+    "sparse inputs of SciPy": (
+        {"data": (scipy.sparse.csr_matrix(X), SIGNS)},
+        r"x is sparse \(a csr_matrix\)",
+        r"pass x\.toarray\(\)",
+    ),
+    "sparse labels": (
+        {"data": (X, BCOO.fromdense(SIGNS))},
+        r"y is sparse \(a BCOO\)",
+        r"pass y\.todense\(\)",
+    ),
     "no data": (
         {"data": (np.zeros((0, 2)), np.zeros(0))},
         r"data are empty: x has shape \(0, 2\)",
@@ -616,6 +714,22 @@ def test_vector_field_checks_as_well():
         arguments = {k: v for k, v in GOOD.items() if k != "t_span"} | changed
         with pytest.raises(ValueError, match=words):
             gflow.vector_field(**arguments)
+
+
+def test_several_dtypes_under_jit():
+    model = Mixed(jnp.ones(2, jnp.float32), jnp.ones(()))
+    with pytest.raises(ValueError, match=r"several dtypes \(model\.w is float32"):
+        eqx.filter_jit(gflow.integrate)(model, (X, SIGNS), losses.Logistic(), (0.0, 1))
+
+
+def test_statistics_of_batch_norm_are_not_trained():
+    """With its state held as a field, batch norm in inference mode is a layer."""
+    model = Layered(LINEAR, STILL, STATE)
+    sol = gflow.integrate(model, (X, SIGNS), losses.Logistic(), (0.0, 1.0))
+    assert bool(sol.log_loss[-1] < sol.log_loss[0])
+    assert bool(eqx.tree_equal(sol.final.state, STATE))
+    trained = eqx.filter(model, gflow.nn.trainable(model))
+    assert len(jax.tree.leaves(trained)) == 4
 
 
 def test_traced_arguments_are_not_checked_for_values():

@@ -32,7 +32,8 @@ class Fixed(eqx.Module):
 
 
 def _is_fixed(node: Any) -> bool:
-    return isinstance(node, Fixed)
+    # Running statistics are no parameters either.
+    return isinstance(node, Fixed | eqx.nn.State)
 
 
 def trainable(model: PyTree) -> PyTree:
@@ -45,8 +46,8 @@ def trainable(model: PyTree) -> PyTree:
     **Returns:**
 
     A PyTree like the model: True for a floating point JAX array that is not inside a
-    [`gflow.nn.Fixed`][], False for everything else. It is a filter specification for
-    `equinox.partition`.
+    [`gflow.nn.Fixed`][] or an `equinox.nn.State`, False for everything else. It is a
+    filter specification for `equinox.partition`.
 
     !!! Example
 
