@@ -11,11 +11,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ._check import Degree, checked_problem
+from ._failure import failed_descent, short_errors, thrown
 from ._frozen import has_kinks
 from ._least_norm import frozen_if_possible
 from ._problem import Gradient, Problem, dtype_of
 from ._save_steps import checked_targets, is_integer, is_real
-from ._saved import masked, seen_at, thrown
+from ._saved import masked, seen_at
 from ._solution import RESULTS, Solution
 from ._times import Exp, as_time, is_concrete, log_of
 from ._types import BoolScalar, IntScalar, Params, Scalar
@@ -100,7 +101,8 @@ def descend(
     **Raises:**
 
     `ValueError`, before anything is compiled, for arguments that cannot be right;
-    `RuntimeError` (an Equinox runtime error) if it diverges and `throw`.
+    `RuntimeError` if it diverges and `throw`, with the step at which it did (under
+    `jit` an Equinox runtime error, which is one, without that step).
 
     !!! Example
 
@@ -139,16 +141,19 @@ def descend(
         log_step = eqx.error_if(
             log_step, ~jnp.isfinite(log_step), "the step size is not a positive number."
         )
-    solution = _descend(
-        problem,
-        params,
-        plan,
-        log_step,
-        jnp.asarray(num_steps, jnp.int32),
-        jnp.asarray(targets, jnp.int32),
-        jnp.asarray(in_range),
-    )
-    return thrown(solution) if throw else solution
+    with short_errors():
+        solution = _descend(
+            problem,
+            params,
+            plan,
+            log_step,
+            jnp.asarray(num_steps, jnp.int32),
+            jnp.asarray(targets, jnp.int32),
+            jnp.asarray(in_range),
+        )
+    if not throw:
+        return solution
+    return thrown(solution, lambda failed: failed_descent(failed, num_steps))
 
 
 def _checked_optimizer(optimizer, step_size, params):

@@ -21,6 +21,7 @@ from ._choose import (
 from ._controller import tolerances
 from ._engine import interpolates_well
 from ._events import checked_events
+from ._failure import failed_flow, short_errors, thrown
 from ._frozen import frozen, has_kinks
 from ._limit import limit
 from ._motion import (
@@ -33,7 +34,7 @@ from ._norms import array_norm
 from ._plan import Plan, Schedule, resolved, scheduled
 from ._problem import Problem, dtype_of
 from ._run import run
-from ._saved import has_time_axis, thrown
+from ._saved import has_time_axis
 from ._solution import Resume, Solution
 from ._times import Exp, is_concrete, is_infinity
 from ._types import Params
@@ -164,7 +165,8 @@ def integrate(
     **Raises:**
 
     `ValueError`, before anything is compiled, for arguments that cannot be right;
-    `RuntimeError` (an Equinox runtime error) if the solve fails and `throw`.
+    `RuntimeError` if the solve fails and `throw` (under `jit` an Equinox runtime error,
+    which is one).
 
     !!! Example
 
@@ -253,16 +255,10 @@ def integrate(
     )
     schedule = scheduled(save_at, t0, t1, plan, problem.is_tailed, dtype)
     _check_resumed(resume, schedule)
-    solution, num_kept = run(
-        problem,
-        params,
-        plan,
-        schedule,
-        held,
-        resume,
-        motion,
-        flow_name,
-    )
+    with short_errors():
+        solution, num_kept = run(
+            problem, params, plan, schedule, held, resume, motion, flow_name
+        )
     solution = _finished(solution, num_kept, save)
     imbalance = _imbalance(solution, params, atol, _order(first.solver))
     if imbalance:
@@ -272,7 +268,9 @@ def integrate(
         warnings.warn(doubt, stacklevel=2)
     if to_limit:
         solution = _with_limit(solution, data, loss, filter_spec)
-    return thrown(solution) if throw else solution
+    if not throw:
+        return solution
+    return thrown(solution, lambda failed: failed_flow(failed, plan.max_steps, t1))
 
 
 def _finite_span(

@@ -7,14 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ._frozen import Frozen
 from ._norms import log_norm
 from ._problem import Problem
 from ._solution import RESULTS, Solution
-from ._times import is_concrete
 from ._types import Params
 from .observe import Observer, observe_at, started
 
@@ -90,12 +88,8 @@ def has_time_axis(models: Any, final: Any) -> list[bool]:
     ]
 
 
-def thrown(solution: Solution) -> Solution:
-    """The solution, with a runtime error in it if the solve failed."""
-    bad = (solution.result != RESULTS.successful) & (
+def has_failed(solution: Solution) -> Bool[Array, "*lanes"]:
+    """Whether the solve neither reached its end nor stopped at an event."""
+    return (solution.result != RESULTS.successful) & (
         solution.result != RESULTS.event_occurred
     )
-    if is_concrete(bad) and not np.any(np.asarray(bad)):
-        return solution
-    leaf = solution.result.error_if(solution.log_t_final, bad)
-    return eqx.tree_at(lambda s: s.log_t_final, solution, leaf)

@@ -25,3 +25,9 @@ def tolerance(dtype, scale: float = 1.0) -> dict[str, float]:
 def rng(seed: int) -> np.random.Generator:
     """NumPy random numbers; `getkey` gives JAX keys."""
     return np.random.default_rng(seed)
+
+
+def is_through_jax(caught):
+    """Whether an error's traceback has a frame of JAX or Equinox."""
+    parts = {part for frame in caught.traceback for part in frame.path.parts}
+    return bool(parts & {"jax", "equinox"})

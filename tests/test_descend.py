@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 import gflow
 
-from .helpers import rng, tolerance
+from .helpers import is_through_jax, rng, tolerance
 
 
 LOGISTIC = gflow.losses.Logistic()
@@ -358,8 +358,13 @@ def test_divergence_per_lane():
         lanes.predictions[..., 0],
     ):
         np.testing.assert_array_equal(np.isnan(values), ~reached)
-    with pytest.raises(RuntimeError, match="Gradient descent diverged"):
+    step = (
+        f"Gradient descent diverged at step {taken[2] + 1} of 5000: .*step {taken[2]}.$"
+    )
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match=step) as caught:
+        warnings.simplefilter("error")
         run(3.0, throw=True)
+    assert caught.traceback[1].path.samefile(__file__) and not is_through_jax(caught)
     with pytest.raises(RuntimeError, match="Gradient descent diverged"):
         jax.block_until_ready(eqx.filter_vmap(lambda s: run(s, True))(steps).log_t)
     one = run(3.0)
@@ -390,6 +395,10 @@ def test_a_start_that_is_not_finite():
     assert gd.result == gflow.RESULTS.diverged and gd.stats["num_steps"] == 0
     assert np.all(np.isnan(gd.log_t)) and gd.log_t_final == -np.inf
     assert gd.final.w == 1.0
+    with pytest.raises(
+        RuntimeError, match="diverged at the start, where the parameters"
+    ):
+        gflow.descend(Slope(jnp.array(1.0)), (np.ones(1), np.ones(1)), loss, 0.1, 9)
 
 
 def test_zero_and_negative_losses_are_finite():

@@ -18,8 +18,11 @@ from jax.experimental.sparse import BCOO
 
 import gflow
 from gflow import losses
+from gflow._failure import failed_flow
 from gflow.clocks import Alpha, LogTime, Physical
 from gflow.solvers import PrimalDual
+
+from .helpers import is_through_jax
 
 
 class Dot(eqx.Module):
@@ -716,6 +719,44 @@ def test_vector_field_checks_as_well():
             gflow.vector_field(**arguments)
 
 
+def test_too_few_steps_say_where_and_how_to_go_on():
+    short = gflow.integrate(**GOOD, max_steps=3, throw=False)
+    with pytest.raises(RuntimeError) as caught:
+        gflow.integrate(**GOOD, max_steps=3)
+    text = str(caught.value)
+    step = (
+        short.resume.position.controller_state.next_end - short.resume.position.reading
+    )
+    for words in (
+        "the maximum number of solver steps, 3, was reached",
+        f"at log t = {float(short.log_t_final):.6g} of {np.log(10.0):.6g}",
+        "by Tsit5 in the clock LogTime",
+        f"{int(short.stats['num_rejected_steps']) / 3:.0%} of the steps were rejected",
+        f"next step would have been {float(step):.2g} in that clock",
+        "max_steps=30",
+        "throw=False",
+        "resume=solution",
+    ):
+        assert words in text, text
+    assert "\n" not in text and "EQX_ON_ERROR" not in text
+    assert not is_through_jax(caught)
+
+
+def test_many_rejected_steps_are_named():
+    result = gflow.integrate(**GOOD, max_steps=3, throw=False)
+    half = eqx.tree_at(lambda s: s.parts[0].stats["num_rejected_steps"], result, 2)
+    text = failed_flow(half, 3, 10.0)
+    assert "67% of the steps were rejected. That many rejections come of kinks" in text
+
+
+def test_errors_of_compiled_code_are_short():
+    events = [lambda state: state.log_loss < 100.0]
+    with pytest.raises(RuntimeError) as caught:
+        gflow.integrate(**GOOD, events=events)
+    assert str(caught.value).startswith("a boolean event is true where the solve start")
+    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
 def test_several_dtypes_under_jit():
     model = Mixed(jnp.ones(2, jnp.float32), jnp.ones(()))
     with pytest.raises(ValueError, match=r"several dtypes \(model\.w is float32"):
@@ -765,7 +806,8 @@ def test_times_that_rounding_blurs(dtype, log_t):
     np.testing.assert_allclose(sol.log_t_final, latest, rtol=1e-5)
     np.testing.assert_allclose(-sol.log_loss[:2] / sol.log_t[:2], 1.0, rtol=1e-2)
     assert np.all(np.isnan(sol.log_loss[2:]))
-    with pytest.raises(RuntimeError, match="rounding blurs"):
+    where = re.escape(f"at log t = {float(sol.log_t_final):.6g} of {log_t:.6g} by")
+    with pytest.raises(RuntimeError, match=f"rounding blurs.*{where}"):
         solve(throw=True)
 
 
