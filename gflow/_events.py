@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from ._bisect import bisect
 from ._captured import keyed
 from ._flow import FlowField, FlowState
+from ._frozen import Frozen
 from ._pairs import tailed
 from ._problem import Problem
+from ._times import log_time_after
 from ._types import BoolScalar, Params, Scalar
 from .observe import State, observe_at
 
@@ -26,9 +28,11 @@ class _Condition(eqx.Module):
     degree: float | None = eqx.field(static=True)
     signs: tuple[Scalar, ...]
     horizon: Scalar | None
+    # The weights, the time and the fall of ℒ are read from the state by the field.
+    field: FlowField
+    # Of a model with kinks that are followed.
+    frozen: Frozen | None
     separation: bool = eqx.field(static=True, default=False)
-    # Of flows other than the gradient flow: it knows their weights.
-    field: FlowField | None = None
 
     def __call__(self, t, y: FlowState, args, **kwargs):
         del args, kwargs
@@ -73,11 +77,18 @@ def separation(problem: Problem, params: Params) -> Scalar:
 
 def _state(condition: _Condition, t: Any, y: FlowState) -> State:
     field = condition.field
+    log_elapsed = field.log_elapsed(t, y)
+    fall = None if field.flow is not None else jnp.log(y.dissipated) + field.log_unit
     return observe_at(
         condition.problem,
-        y.params if field is None else field.weights(t, y),
+        field.weights(t, y),
+        log_t=log_time_after(field.start_time, log_elapsed),
         path_length=y.path_length,
         degree=condition.degree,
+        frozen=condition.frozen,
+        pins=y.pins,
+        log_elapsed=log_elapsed,
+        log_fall=fall,
     )
 
 
@@ -120,19 +131,20 @@ def event(
     start: FlowState,
     horizon: Scalar | None,
     *,
+    field: FlowField,
+    frozen: Frozen | None = None,
     separation: bool = False,
-    field: FlowField | None = None,
     reading: Any = 0.0,
 ) -> dfx.Event | None:
     """Diffrax's event for the conditions, for reaching u = horizon and separation.
 
-    `field`: of flows other than the gradient flow; `reading`: the clock's at `start`.
+    `frozen`: of a model whose kinks are followed; `reading`: the clock's at `start`.
     """
     if not functions and horizon is None:
         apart = _Separated(problem, jnp.asarray(True))
         return dfx.Event(apart) if separation else None
     signs: tuple[Scalar, ...] = ()
-    blank = _Condition(problem, functions, degree, (), horizon, field=field)
+    blank = _Condition(problem, functions, degree, (), horizon, field, frozen)
     if functions:
         state = _state(blank, reading, start)
         values = [_value(f, state) for f in functions]
@@ -147,7 +159,7 @@ def event(
             for f, v, s in zip(functions, values, signs, strict=True)
         )
     condition = _Condition(
-        problem, functions, degree, signs, horizon, separation, field
+        problem, functions, degree, signs, horizon, field, frozen, separation
     )
     root_finder = bisect(start.dissipated.dtype, increasing=False)
     return dfx.Event(condition, root_finder)

@@ -163,15 +163,17 @@ class FlowField(eqx.Module):
             lambda: velocity.log_speed + log_rate + log_norm(velocity.direction),
         )
 
+    def log_elapsed(self, reading: Scalar, state: FlowState) -> Scalar:
+        """log(t - t0)."""
+        if isinstance(self.clock, AbstractTimeClock):
+            dtype = self.log_unit.dtype
+            return self.clock.log_elapsed(jnp.asarray(reading, dtype))
+        assert state.log_time is not None
+        return LogTime().log_elapsed(state.log_time)
+
     def time(self, reading: Scalar, state: FlowState) -> Scalar:
         """t, as a number."""
-        clock = self.clock
-        if isinstance(clock, AbstractTimeClock):
-            log_elapsed = clock.log_elapsed(jnp.asarray(reading, self.log_unit.dtype))
-        else:
-            assert state.log_time is not None
-            log_elapsed = LogTime().log_elapsed(state.log_time)
-        return time_after(self.start_time, log_elapsed)
+        return time_after(self.start_time, self.log_elapsed(reading, state))
 
     def weights(self, reading: Scalar, state: FlowState) -> Params:
         """W."""

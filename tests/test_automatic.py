@@ -182,7 +182,7 @@ def test_with_events_it_begins_explicitly(regression):  # noqa: F811
     model, data, _ = regression
     start = gflow.integrate(model, data, SQUARE, (0.0, 1e-2), save_at=[0.0])
     value = float(start.log_loss[0]) - 0.5
-    event = gflow.events.LogLossReaches(value)
+    event = gflow.events.LossReaches(gflow.exp(value))
     sol = gflow.integrate(model, data, SQUARE, (0.0, SPAN), events=[event], rtol=1e-5)
     assert sol.solver == "Automatic" and sol.result == gflow.RESULTS.event_occurred
     assert str(sol.switches).startswith("Tsit5 from the start")

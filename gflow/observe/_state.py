@@ -22,6 +22,8 @@ class State(eqx.Module):
     - `problem`: model structure, data and loss.
     - `params`: the trained parameters W (`state.model` is the model with them).
     - `log_t`: log of the time; NaN for a single model.
+    - `log_elapsed`, `log_fall`: of events, log(t - t0) and log(ℒ(t0) - ℒ(t)), the fall
+        as the solve has added it up; else None. The fall is known of the gradient flow.
     - `outputs`: (n, ...) f(x_i; W).
     - `log_loss`, `loss`: log ℒ, and ℒ as a number (zero where that underflows).
     - `log_slope`, `direction`: $-\nabla\mathcal L = e^{\text{log\_slope}} \cdot$
@@ -46,6 +48,8 @@ class State(eqx.Module):
     degree: float | None = eqx.field(static=True)
     at_kinks: LeastNorm | None = None
     index: IntScalar | None = None
+    log_elapsed: Scalar | None = None
+    log_fall: Scalar | None = None
 
     @property
     def model(self) -> Any:
@@ -80,6 +84,8 @@ def observe_at(
     frozen: Frozen | None = None,
     pins: Float[Array, " K"] | None = None,
     index: IntScalar | None = None,
+    log_elapsed: Scalar | None = None,
+    log_fall: Scalar | None = None,
 ) -> State:
     """The observed state at W: one full-data gradient evaluation.
 
@@ -113,4 +119,6 @@ def observe_at(
         degree=degree,
         at_kinks=found,
         index=index,
+        log_elapsed=log_elapsed,
+        log_fall=log_fall,
     )
