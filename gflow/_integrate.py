@@ -138,6 +138,7 @@ def integrate(
     - `events`: of [`gflow.events`][], or functions of the observed state; the solve
         stops where one changes sign (a number) or becomes true (a boolean, false at the
         start). Each step then costs one gradient more. Not with `PrimalDual`.
+        [`gflow.events.Converged`][] stops where the loss has all but stopped falling.
     - `progress`: print how much of log(1 + t - t0) is done.
     - `throw`: raise if the solve fails; else the solution's `result` says so, and it
         keeps what was computed.

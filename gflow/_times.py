@@ -25,7 +25,8 @@ def exp(v: Any) -> Exp:
 
     **Returns:**
 
-    A time that `gflow.integrate` takes in `t_span` and `save_at`.
+    A time that `gflow.integrate` takes in `t_span` and `save_at`, or a value that
+    [`gflow.events`][] take.
 
     !!! Example
 

@@ -87,7 +87,7 @@ class MarginReaches:
     - `value`: the margin; a number, or `gflow.exp(v)` for e^v.
     """
 
-    value: float | Exp
+    value: Any
 
     def __post_init__(self):
         _set(self)
@@ -116,7 +116,7 @@ class LossReaches:
         smallest float.
     """
 
-    value: float | Exp
+    value: Any
 
     def __post_init__(self):
         _set(self)
@@ -142,7 +142,7 @@ class GradientNormReaches:
         or `gflow.exp(v)` for e^v, which may be below the smallest float.
     """
 
-    value: float | Exp
+    value: Any
 
     def __post_init__(self):
         _set(self, positive=True)
@@ -170,7 +170,7 @@ class Converged:
     - `fraction`: ε; a number between 0 and 1, or `gflow.exp(v)` for e^v.
     """
 
-    fraction: float | Exp = 1e-6
+    fraction: Any = 1e-6
 
     def __post_init__(self):
         _set(self, "fraction", positive=True)
@@ -207,7 +207,7 @@ class AngleReaches:
     - `value`: the angle in radians; a positive number, or `gflow.exp(v)` for e^v.
     """
 
-    value: float | Exp
+    value: Any
 
     def __post_init__(self):
         _set(self, positive=True)
