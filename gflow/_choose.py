@@ -179,13 +179,15 @@ def chosen_routes(
     frozen: Frozen | None,
     branch: str,
     events: bool,
+    in_reverse: bool,
 ) -> tuple[Route, ...]:
     """The user's clock and solver, or those for the problem.
 
     Where neither was asked for and the span is long: an explicit solver to separation,
     the late phase's, and an explicit one if that should fail. `resumed`: the solve to
     go on with. `frozen`: the problem whose kinks are to be followed. `events`: whether
-    one may end the solve.
+    one may end the solve. `in_reverse`: whether the solve is differentiated in reverse
+    mode, for which only explicit methods that step to the end at once will do.
     """
     relayed = resumed is not None and isinstance(resumed.position, Baton)
     dtype = dtype_of(params)
@@ -194,12 +196,13 @@ def chosen_routes(
     if isinstance(solver, PrimalDual):
         _check_primal_dual(problem, clock)
     span = log_elapsed(t1, t0)
-    relays = free and problem.is_tailed and _may_relay(degree, span, relayed)
-    if solver is None and not relays and smooth:
+    relays = free and problem.is_tailed and not in_reverse
+    relays = relays and _may_relay(degree, span, relayed)
+    if solver is None and not relays and smooth and not in_reverse:
         solver = _suited(problem, params, clock, span, resumed, events)
     chosen = checked_solver(solver, degree, dtype, tolerances)
     if frozen is not None:
-        chosen = _following(chosen, frozen, params, branch, tolerances)
+        chosen = _following(chosen, frozen, params, branch, tolerances, in_reverse)
     elif type(chosen) is dfx.Tsit5:
         chosen = Tsit5()
     first = Route(clock, chosen)
@@ -207,7 +210,7 @@ def chosen_routes(
         return (first,)
     late: Any = _completed(PrimalDual(), degree, dtype, tolerances.rtol)
     if frozen is not None:
-        late = _following(late, frozen, params, branch, tolerances)
+        late = _following(late, frozen, params, branch, tolerances, in_reverse)
     return (first, Route(LogLogTime(), late), Route(LogTime(), first.solver))
 
 
@@ -257,6 +260,7 @@ def _following(
     params: Params,
     branch: str,
     held: Tolerances,
+    in_reverse: bool,
 ) -> Filippov | Switching:
     """The solver, made to follow the kinks."""
     if not isinstance(solver, (dfx.AbstractERK, AbstractRKC, PrimalDual)):
@@ -276,7 +280,7 @@ def _following(
     resolves = not is_concrete((frozen, params)) or bool(on_kink(frozen, params))
     few = frozen.total <= _FEW_KINKS and frozen.num_kinks <= _FEW_EACH
     few = few or (resolves and frozen.total <= _FEW_AT_START)
-    if few and isinstance(solver, dfx.AbstractERK):
+    if few and not in_reverse and isinstance(solver, dfx.AbstractERK):
         room = min(frozen.total, _PINS if size <= _FEW_PARAMETERS else _PINS // 4)
         most = _EVENTS if size <= _FEW_PARAMETERS else 1
         return Filippov(solver, frozen, branch, room, tolerance, most)

@@ -121,7 +121,11 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        y0, y1_candidate, y_error = map(self._state, (y0, y1_candidate, y_error))
+        begin, end, event = t0, t1, self._state(y1_candidate).cut
+        # The flow does not depend on the lengths of steps: they have no derivatives.
+        times, states = (t0, t1), (y0, y1_candidate, y_error)
+        (t0, t1), states = jax.lax.stop_gradient((times, states))
+        y0, y1_candidate, y_error = map(self._state, states)
         before, after = controller_state.sizes, norms(y1_candidate.params, self.by_rows)
         held = Tolerances(self.rtol, self.atol, self.by_rows)
         size = error_size(before, after, y0, y1_candidate, y_error, held)
@@ -145,6 +149,8 @@ class RelativeToArrays(dfx.AbstractAdaptiveStepSizeController):
                 length = jnp.where(keep, length, length * (cut - t0) / (t1 - t0))
             next_start = jnp.where(keep & (cut < t1), cut, next_start)
             next_end = jnp.where(cut < t1, next_start + length, next_end)
+            end = jnp.where(cut < t1, event, end)
+        next_start = jnp.where(keep, end, begin)
         # Steps shorter than the resolution of the clock would be rejected for ever
         # (a field that is NaN from here on does this).
         stuck = next_end <= next_start + 4 * _resolution(next_start)

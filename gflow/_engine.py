@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._controller import ControllerState, RelativeToArrays
+from ._derivatives import Derivatives, adjoint_for
 from ._flow import FlowField, FlowState
 from ._packed import packing_for
 from ._types import IntScalar, Scalar
@@ -57,6 +58,7 @@ class Engine(eqx.Module):
     controller: RelativeToArrays
     event: dfx.Event | None
     progress: dfx.AbstractProgressMeter
+    derivatives: Derivatives = eqx.field(static=True)
 
     @property
     def term(self) -> dfx.ODETerm:
@@ -215,6 +217,7 @@ def at_times(
         saveat,
         max_steps=max_steps,
         progress_meter=engine.progress,
+        adjoint=adjoint_for(engine.derivatives),
     )
     ts: Any = solution.ts
     ys: Any = solution.ys

@@ -19,6 +19,7 @@ from ._choose import (
     save_mode,
 )
 from ._controller import tolerances
+from ._derivatives import check_derivatives, derivatives_of
 from ._engine import interpolates_well
 from ._events import checked_events
 from ._failure import failed_flow, short_errors, thrown
@@ -159,6 +160,14 @@ def integrate(
         by the gradient flow alone, and the late phase and t1 = `gflow.INFINITY` are its
         own too.
 
+    The solve can be differentiated in the model's parameters, the data, the times and
+    whatever arrays the loss holds. Forward mode (`jax.jvp`, `jax.jacfwd`) goes through
+    every solver and across kinks, for about twice the time of the solve. Reverse mode
+    (`jax.grad`, `jax.vjp`; about four times) needs given save times, an explicit
+    solver or one of Diffrax's implicit ones, and `Physical` or `LogTime`. Second
+    derivatives are those of smooth models. Derivatives are taken inside of `jax.jit`:
+    `jax.jit(jax.jvp(f, …))`; of a function under `jax.jit` only reverse mode is known.
+
     **Returns:**
 
     A [`gflow.Solution`][].
@@ -215,6 +224,8 @@ def integrate(
     observed_degree = degree.needed_for(observers)
     check_observers(observers, problem, params, observed_degree)
     resume = as_resume(resume)
+    derivatives = derivatives_of(problem, params, t_span, save_at, held, resume, motion)
+    in_reverse = derivatives in ("reverse", "nested")
     routes = chosen_routes(
         clock,
         solver,
@@ -230,6 +241,7 @@ def integrate(
         frozen=found,
         branch=branch,
         events=bool(events),
+        in_reverse=in_reverse,
     )
     first = routes[0]
     save = save_mode(save_at)
@@ -253,7 +265,9 @@ def integrate(
         max_steps=checked_max_steps(max_steps, save),
         progress=bool(progress),
         kinks="none" if smooth else "autodiff" if found is None else "inclusion",
+        derivatives=derivatives,
     )
+    check_derivatives(derivatives, save, *first.names, plan.kinks)
     schedule = scheduled(save_at, t0, t1, plan, problem.is_tailed, dtype)
     _check_resumed(resume, schedule)
     with short_errors():

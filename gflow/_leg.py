@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ._controller import Tolerances, relative_to_arrays
+from ._derivatives import with_loops
 from ._engine import (
     Engine,
     Position,
@@ -254,7 +255,7 @@ def runner(
         meter = LogTimeMeter(dfx.TextProgressMeter(), span)
     engine = Engine(
         field=field,
-        solver=route.solver,
+        solver=with_loops(route.solver, plan.derivatives),
         controller=relative_to_arrays(
             tolerances,
             own_steps=isinstance(inner_solver(route.solver), (BDF, Automatic)),
@@ -272,6 +273,7 @@ def runner(
             reading=resumed.reading if isinstance(resumed, Position) else zero,
         ),
         progress=meter,
+        derivatives=plan.derivatives,
     )
     return Runner(plan, route, times, engine, blank, watching)
 

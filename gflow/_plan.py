@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ._check import checked_times
+from ._derivatives import Derivatives
 from ._flow import FlowState
 from ._times import Exp, library, log_elapsed, log_of
 from .clocks import AbstractClock, AbstractTimeClock, LogTime
@@ -59,6 +60,7 @@ class Plan(eqx.Module):
     max_steps: int = eqx.field(static=True)
     progress: bool = eqx.field(static=True)
     kinks: str = eqx.field(static=True)
+    derivatives: Derivatives = eqx.field(static=True)
 
     @property
     def is_relay(self) -> bool:

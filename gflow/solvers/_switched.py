@@ -42,9 +42,9 @@ class SwitchedPath(AbstractLocal):
     def at(self, time: Any) -> Any:
         path = self.inner_cls(t0=self.t0, t1=self.t1, **self.inner)
         y = path.evaluate(time)
-        x = (time - self.t0) / (self.t1 - self.t0)
+        x = (time - self.t0) / positive(self.t1 - self.t0)
         rest = 1 - self.first
-        x = jnp.maximum(x - self.first, 0) / jnp.where(rest > 0, rest, 1)
+        x = jnp.maximum(x - self.first, 0) / positive(rest)
         y = jtu.tree_map(
             lambda y, a, b: y + (x * (a + x * b)).astype(y.dtype),
             y,
@@ -92,9 +92,10 @@ def share(gone: Params, e: Params) -> Scalar:
 
 def jump_size(e: FlowState, slope: FlowState, h: Scalar) -> Scalar:
     """The size of the jump of the velocity relative to the velocity."""
+    e, slope, h = jax.lax.stop_gradient((e, slope, h))
     scale = largest_entry(slope.params)
     a = jtu.tree_map(lambda x: x / scale, slope.params)
-    b = jtu.tree_map(lambda x: x / scale / jnp.where(h > 0, h, 1), e.params)
+    b = jtu.tree_map(lambda x: x / scale / positive(h), e.params)
     return jnp.sqrt(dot(b, b) / jnp.maximum(dot(a, a), jnp.finfo(h.dtype).tiny))
 
 
@@ -118,7 +119,7 @@ def booked(
     square = jtu.tree_map(jnp.subtract, kick, way)
     linear = jtu.tree_map(jnp.subtract, way, square)
     more = dot(linear, linear) + 2 * dot(linear, square)
-    more = (more + 4 / 3 * dot(square, square)) / jnp.where(h > 0, h, 1)
+    more = (more + 4 / 3 * dot(square, square)) / positive(h)
     work = 2 * dot(way, old) + jnp.where(h > 0, more, 0)
     size = dot(old, old)
 
@@ -200,3 +201,14 @@ def dressed(state: FlowState, parts: Any) -> FlowState:
         parts,
         is_leaf=lambda x: x is None,
     )
+
+
+def positive(h: Any) -> Any:
+    """The length of a step; one where there is none, so that it may be divided by."""
+    return jnp.where(h > 0, h, 1)
+
+
+def stopped(tree: Any) -> Any:
+    """The tree with arrays that have no derivatives."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)

@@ -57,7 +57,9 @@ from ._switched import (
     minus,
     nothing_like,
     path_class,
+    positive,
     share,
+    stopped,
 )
 from ._tolerance import Tolerance
 
@@ -129,10 +131,12 @@ class Switching(dfx.AbstractAdaptiveSolver):
         no = jnp.asarray(False)
         ambiguous, unsure = no, no
         if self.resolves:
+            # (Which way the flow leaves kinks has no derivative.)
+            still, at, near = stopped((self, params, sides))
             sides, ambiguous, unsure = where_due(
-                is_on_kink(frozen, params),
-                lambda: self._resolved(params, sides),
-                lambda blank: (sides, no, no),
+                is_on_kink(still.frozen, at),
+                lambda: still._resolved(at, near),
+                lambda blank: (near, no, no),
             )
         told, inside = self._told(args, sides), bare(y0)
         if not self.resolves:
@@ -253,7 +257,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         solver = self.solver
         tableau: Any = getattr(solver, "tableau", None)
         if isinstance(solver, dfx.AbstractERK) and tableau.fsal:
-            h = t1 - t0
+            h = positive(t1 - t0)
             return jtu.tree_map(lambda k: k[-1] / h.astype(k.dtype), dense["k"]), True
         path = solver.interpolation_cls(t0=t0, t1=t1, **dense)
         t1 = jnp.asarray(t1)
@@ -386,7 +390,8 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
         # Where a pinned kink is left because of those that are crossed, or a kink is
         # not crossed after all: then anew with these slopes.
-        left = sides.pinned & ~mark(_where(loose, pins, s.size), s.shape)
+        loosened = jnp.where(loose, pins, s.size)
+        left = sides.pinned & ~mark(loosened, s.shape)
         guess = jnp.where(found.crossed, 1 - jnp.round(s), end.slopes)
         others = jnp.any(~end.pinned & (left | (guess != end.slopes)))
 
@@ -396,7 +401,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
             slopes = at_end.slopes + part * (end.slopes - at_end.slopes)
             slopes = slopes + jnp.where(found.crossed, 0, change)
             slow = sides.with_slopes(known + less).slopes
-            slopes = jnp.where(mark(_where(loose, pins, s.size), s.shape), slow, slopes)
+            slopes = jnp.where(mark(loosened, s.shape), slow, slopes)
             again, _ = velocity(t1, y1, slopes, log_rate)
             d = minus(again, f_base, h)
             moved = jtu.tree_map(jnp.add, y1.params, d.params)
@@ -429,7 +434,6 @@ class Switching(dfx.AbstractAdaptiveSolver):
             lambda a, b: weight.astype(a.dtype) * (a - b), curved, growing
         )
         error = 0.5 * (self._size(y0, y1, curved) + self._size(y0, y1, growing))
-        # (Shorter steps than this would not come to anything.)
         resolution = _SHORTEST * jnp.finfo(h.dtype).eps * jnp.abs(t1)
         error = jnp.where(h <= resolution, 0, error)
         crossed = jnp.sum(found.beyond > 0)
@@ -449,8 +453,7 @@ class Switching(dfx.AbstractAdaptiveSolver):
         kink = jnp.where(jnp.any(number > 0), jnp.argmax(number), pins[0])
         # Memory of crossings fades from step to step.
         lately = _LATELY * before.lately + found.crossed.astype(h.dtype)
-        # Where only the slopes of the same pinned kinks are others, as they may be
-        # where normals depend on each other, the velocity is what it was.
+        # Where normals depend on each other only slopes may change: v is what it was.
         same = jnp.all(was == now) & (crossed == 0)
         error = jnp.where(same, 0, error)
         state = jtu.tree_map(lambda a, b: jnp.where(same, a, b), y1, state)
@@ -489,12 +492,9 @@ class Switching(dfx.AbstractAdaptiveSolver):
 
     def _size(self, y0: FlowState, y1: FlowState, error: FlowState) -> Scalar:
         """The size of an error of W and of the time in units of what is tolerated."""
+        y0, y1, error = jax.lax.stop_gradient((y0, y1, error))
         by_rows = self.tolerance.by_rows
         size = jnp.maximum(norms(y0.params, by_rows), norms(y1.params, by_rows))
         allowed = self.tolerance.allowed(size)
         found = jnp.max(norms_over(error.params, allowed, by_rows))
         return found.astype(y1.dissipated.dtype)
-
-
-def _where(which: Array, index: Array, total: int) -> Array:
-    return jnp.where(which, index, total)
