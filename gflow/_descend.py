@@ -102,8 +102,7 @@ def descend(
     `ValueError`, before anything is compiled, for arguments that cannot be right;
     `RuntimeError` (an Equinox runtime error) if it diverges and `throw`.
 
-    !!! Example
-
+    Examples:
         >>> import equinox as eqx, gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

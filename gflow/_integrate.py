@@ -166,8 +166,7 @@ def integrate(
     `ValueError`, before anything is compiled, for arguments that cannot be right;
     `RuntimeError` (an Equinox runtime error) if the solve fails and `throw`.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> x, y = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

@@ -27,8 +27,7 @@ def exp(v: Any) -> Exp:
 
     A time that `gflow.integrate` takes in `t_span` and `save_at`.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> gflow.exp(1e4).log
         10000.0
