@@ -15,6 +15,15 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
 )
 CONVERTER = LatexToMathML()
+REPAIRS = [
+    # A variation selector would ask for a second script letter.
+    ("\ufe00", ""),
+    # The font's prime is raised already.
+    (
+        "<msup>((?:(?!<msup>).)*?)<mo>′</mo></msup>",
+        r'<mrow>\1<mo lspace="0" rspace="0">′</mo></mrow>',
+    ),
+]
 FONT = distribution("ziamath").locate_file("ziamath/fonts/STIXTwoMath-Regular.ttf")
 # Browsers write Latin and Greek letters of formulas with these italic ones.
 characters = {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)}
@@ -25,8 +34,8 @@ def on_page_content(content, **_):
         found = CONVERTER.convert_with_local_state(
             html.unescape(match[3]), displaystyle=match[2] == "["
         )
-        # A variation selector would ask for a second script letter.
-        found = found.replace("\ufe00", "")
+        for pattern, repaired in REPAIRS:
+            found = re.sub(pattern, repaired, found)
         characters.update(map(ord, html.unescape(re.sub("<.*?>", "", found))))
         return found
 
