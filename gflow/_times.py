@@ -35,8 +35,8 @@ def exp(v: Any) -> Exp:
     return Exp(v)
 
 
-# t1 of a solve that asks for its limit as well.
 INFINITY = Exp(np.inf)
+"""The time t = ∞: as t1 of [`gflow.integrate`][], it asks for the limit as well."""
 
 
 def is_infinity(t: Any) -> bool:
