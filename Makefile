@@ -39,7 +39,7 @@ types: .venv/.test  ## check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: .venv/.docs  ## build the documentation into site/
-	$(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 bench: .venv/.bench  ## run the benchmarks, one after the other
 	@for script in benchmarks/[a-z]*.py; do \

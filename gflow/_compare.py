@@ -163,8 +163,7 @@ def compare(flow: Any, descent: Any) -> Comparison:
     `ValueError` if there is no common time after the start, if the descent does not
     know its step size, or if the two are not of the same model and data.
 
-    !!! Example
-
+    Examples:
         >>> import equinox as eqx, gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

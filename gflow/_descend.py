@@ -104,8 +104,7 @@ def descend(
     `RuntimeError` if it diverges and `throw`, with the step at which it did (under
     `jit` an Equinox runtime error, which is one, without that step).
 
-    !!! Example
-
+    Examples:
         >>> import equinox as eqx, gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

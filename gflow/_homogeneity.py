@@ -66,8 +66,7 @@ def homogeneity(
     `ValueError` if the model is not homogeneous, has no parameter, closes over traced
     arrays, or if its outputs at random weights are all zero or not finite.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.MLP(2, 16, 3, key=jax.random.key(0))
         >>> gflow.homogeneity(model, jnp.ones((1, 2)))

@@ -178,8 +178,7 @@ def integrate(
     `RuntimeError` if the solve fails and `throw` (under `jit` an Equinox runtime error,
     which is one).
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> x, y = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

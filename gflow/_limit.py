@@ -100,8 +100,7 @@ def limit(
     tail, data that the model does not separate, or arrays that are being traced (the
     support is decided outside of `jit`).
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> x = jnp.array([[2.0, 1.0], [-1.0, 0.0]])
         >>> y = jnp.array([1.0, -1.0])

@@ -26,8 +26,7 @@ def save(solution: Any, path: str | os.PathLike) -> None:
 
     `ValueError` if `solution` is not a solution, or is being traced.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, os, tempfile
         >>> import jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))

@@ -28,8 +28,7 @@ def exp(v: Any) -> Exp:
     A time that `gflow.integrate` takes in `t_span` and `save_at`, or a value that
     [`gflow.events`][] take.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> gflow.exp(1e4).log
         10000.0
@@ -37,8 +36,8 @@ def exp(v: Any) -> Exp:
     return Exp(v)
 
 
-# t1 of a solve that asks for its limit as well.
 INFINITY = Exp(np.inf)
+"""The time t = ∞: as t1 of [`gflow.integrate`][], it asks for the limit as well."""
 
 
 def is_infinity(t: Any) -> bool:

@@ -68,8 +68,7 @@ def vector_field(
 
     `ValueError` for data that do not fit the model and the loss.
 
-    !!! Example
-
+    Examples:
         >>> import diffrax, equinox as eqx, gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

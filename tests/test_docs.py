@@ -1,4 +1,4 @@
-"""Every example in the documentation runs.
+"""Every example in the documentation runs, and every public name has its entry.
 
 Docstring examples are doctests. In README.md and docs/pages, each block that opens with
 ```python runs; the blocks of one file share a namespace. One that must not run is
@@ -7,6 +7,7 @@ preceded by a line `<!-- no-run -->`.
 
 import doctest
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import gflow
 
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +93,40 @@ def test_pages(page, tmp_path):
         text=True,
     )
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+
+
+# What mkdocstrings documents: an object, or the members of a module that are listed.
+ENTRY = re.compile(r"^::: (?P<name>\S+)(?P<options>(?:\n +.*)*)", re.MULTILINE)
+MEMBERS = re.compile(r"members: \[(.*?)\]", re.DOTALL)
+
+
+def documented() -> list[str]:
+    names = []
+    for page in (ROOT / "docs" / "pages" / "api").glob("*.md"):
+        for entry in ENTRY.finditer(page.read_text()):
+            members = MEMBERS.search(entry["options"])
+            listed = members[1].replace(",", " ").split() if members else []
+            names += [f"{entry['name']}.{one}" for one in listed] or [entry["name"]]
+    return names
+
+
+def public(module) -> dict[str, object]:
+    """The public names of a module, and of the public modules in it."""
+    found = {}
+    for name in re.findall(r" as (\w+)$", inspect.getsource(module), re.MULTILINE):
+        value, path = getattr(module, name), f"{module.__name__}.{name}"
+        if inspect.ismodule(value):
+            found |= public(value)
+        else:
+            found[path] = value
+    return found
+
+
+def test_every_public_name_has_its_entry():
+    entries, names = documented(), public(gflow)
+    assert len(entries) == len(set(entries)), "entries appear twice"
+    assert not set(entries) - names.keys(), "entries without a public name"
+    # An object with several names has its entry under one of them.
+    shown = {id(names[one]) for one in entries}
+    missing = [name for name, value in names.items() if id(value) not in shown]
+    assert not missing, f"no entry in docs/pages/api: {', '.join(missing)}"

@@ -87,8 +87,7 @@ def resolve(
     `ValueError` as [`gflow.clarke.min_norm_subgradient`][] does, and for an unknown
     branch.
 
-    !!! Example
-
+    Examples:
         ℒ = -w₁ relu(w₂) at (1, 0): the flow may stay there, but need not.
 
         >>> import equinox as eqx, gflow, jax, jax.numpy as jnp

@@ -83,8 +83,7 @@ def subdifferential(
     are at zero; and for arrays that are being traced (how many kinks are at zero
     decides the shapes).
 
-    !!! Example
-
+    Examples:
         The four gradients of |f₁| + |f₂|, f = w x, around w = 0:
 
         >>> import gflow, jax, jax.numpy as jnp

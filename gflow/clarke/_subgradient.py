@@ -105,8 +105,7 @@ def min_norm_subgradient(
     either, for kinks whose branches cannot be held fixed (`sort`, say), and for a
     tolerance outside of [0, 1).
 
-    !!! Example
-
+    Examples:
         The first example is at the kink of the only neuron, and pushes it to the left,
         the second one to the right; half of the push is enough to stay.
 

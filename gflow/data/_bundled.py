@@ -28,8 +28,7 @@ def iris() -> Dataset:
     measurements in taxonomic problems*, Annals of Eugenics 7 (1936),
     doi:10.1111/j.1469-1809.1936.tb02137.x.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.iris()
         >>> x[0].tolist(), int(y[0])
@@ -58,8 +57,7 @@ def breast_cancer() -> Dataset:
     N. Street and W. Street, UCI Machine Learning Repository (1993),
     doi:10.24432/C5DW2B.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.breast_cancer()
         >>> x.shape, int(y.sum())
@@ -86,8 +84,7 @@ def wine() -> Dataset:
     **Source:** `sklearn.datasets.load_wine`; S. Aeberhard and M. Forina, UCI Machine
     Learning Repository (1992), doi:10.24432/C5PC7J.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.wine()
         >>> x.shape, int(y.max())
@@ -118,8 +115,7 @@ def digits(*, flatten: bool = False) -> Dataset:
     **Source:** `sklearn.datasets.load_digits`, the test set of E. Alpaydin and
     C. Kaynak, UCI Machine Learning Repository (1998), doi:10.24432/C50P49.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.digits()
         >>> x.shape, y[:4].tolist()
@@ -152,8 +148,7 @@ def mnist5k(*, flatten: bool = False) -> Dataset:
     P. Haffner, *Gradient-based learning applied to document recognition*, Proc. IEEE 86
     (1998), doi:10.1109/5.726791.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.mnist5k()
         >>> x.shape, y[[0, -1]].tolist()

@@ -57,8 +57,7 @@ def cifar10(
     https://www.cs.toronto.edu/~kriz/cifar.html; A. Krizhevsky, *Learning multiple
     layers of features from tiny images* (2009).
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.cifar10("cifar-10-batches-py", "test")  # doctest: +SKIP
         >>> x.shape  # doctest: +SKIP

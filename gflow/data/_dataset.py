@@ -15,8 +15,7 @@ class Dataset(NamedTuple):
     - `y`: the labels, shape `(n,)`. The loaders give int64 classes; `two_classes`
         gives float64 labels -1 and +1.
 
-    !!! Example
-
+    Examples:
         >>> import numpy as np
         >>> x, y = Dataset(np.zeros((3, 2)), np.array([0, 1, 1]))
         >>> x.shape, y.shape

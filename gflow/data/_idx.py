@@ -52,8 +52,7 @@ def idx(
     **Source:** files that the user downloaded, e.g. MNIST by Y. LeCun, C. Cortes and
     C. J. C. Burges, with the format's description.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.idx("MNIST/raw", "test")  # doctest: +SKIP
         >>> x.shape  # doctest: +SKIP
@@ -102,8 +101,7 @@ def fashion_mnist(
     **Source:** H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST: a novel image dataset
     for benchmarking machine learning algorithms* (2017), arXiv:1708.07747.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.fashion_mnist("test")  # doctest: +SKIP
         >>> x.shape  # doctest: +SKIP

@@ -39,8 +39,7 @@ def two_classes(
         in length.
     - `TypeError`: a class is not an integer.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.two_classes(*gflow.data.iris(), negative=1, positive=0)
         >>> x.shape, y[[0, -1]].tolist()
@@ -95,8 +94,7 @@ def subset(
         labels, or some label has too few examples.
     - `TypeError`: `n` or `seed` is not an integer.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> x, y = gflow.data.subset(*gflow.data.iris(), 6, seed=0, balanced=True)
         >>> x.shape, y.tolist()
@@ -168,8 +166,7 @@ def standardise(
     - `ValueError`: `x` has no examples or no example axis, `x`, `mean` or `std` has
         entries that are not finite, `std` is negative, or a shape does not fit.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> gflow.data.standardise([[1.0, 7.0], [3.0, 7.0]]).tolist()
         [[-1.0, 0.0], [1.0, 0.0]]
@@ -211,8 +208,7 @@ def unit_norm(x: ArrayLike) -> np.ndarray:
     - `ValueError`: an example is zero, `x` has no examples or no example axis, or `x`
         has entries that are not finite.
 
-    !!! Example
-
+    Examples:
         >>> import gflow
         >>> gflow.data.unit_norm([[3.0, 4.0], [0.0, 2.0]]).tolist()
         [[0.6, 0.8], [0.0, 1.0]]

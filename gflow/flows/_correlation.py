@@ -52,8 +52,7 @@ class CorrelationAscent(AbstractMotion):
     `ValueError` (in `integrate`) for a z of another shape than the outputs, and on the
     sphere for weights that are all zero.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.TwoLayer(
         ...     2, 3, gflow.nn.squared_relu, outer="fixed", key=jax.random.key(0)

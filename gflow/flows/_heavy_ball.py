@@ -53,8 +53,7 @@ class HeavyBall(AbstractMotion):
     `ValueError` for a negative friction, a mass that is not positive, and (in
     `integrate`) for times beyond the largest float, where velocities are not floats.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(1, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0]]), jnp.array([2.0])

@@ -36,8 +36,7 @@ class LagrangeMultiplier(AbstractMotion):
 
     `ValueError`, as [`gflow.flows.TangentGradient`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

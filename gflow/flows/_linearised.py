@@ -29,8 +29,7 @@ class Linearised(AbstractFlow):
 
     `ValueError` (in `integrate`) for a reference of another architecture.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.TwoLayer(2, 3, key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

@@ -67,8 +67,7 @@ class Natural(AbstractMotion):
     `ValueError` for a negative damping, (in `integrate`) for a Jacobian of more than
     5e7 entries, and with `constrained` for a layer that starts at zero.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.TwoLayer(2, 3, jnp.tanh, key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

@@ -34,8 +34,7 @@ class Polar(AbstractMotion):
 
     `ValueError` (in `integrate`) for a layer that starts at zero.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.DeepLinear((2, 3, "scalar"), key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

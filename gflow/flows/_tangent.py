@@ -40,8 +40,7 @@ class TangentGradient(AbstractMotion):
     that starts at zero, a `rho` that does not fit, and with one for times beyond the
     largest float.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

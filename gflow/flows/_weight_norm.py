@@ -39,8 +39,7 @@ class WeightNorm(AbstractMotion):
     `ValueError` for a `size` that is not positive and finite, and (in `integrate`) for
     a layer that starts at zero.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.DeepLinear((2, 3, "scalar"), key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

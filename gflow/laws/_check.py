@@ -61,8 +61,7 @@ def check(
     `ValueError` for a solution with leading axes, one that is being traced or was
     loaded without its model, or data and a loss that do not fit.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))
         >>> data = jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1.0, -1.0])

@@ -80,8 +80,7 @@ def path_limit(log_t: Any, path_length: Any, *, since: int = 0) -> PathLimit:
     [`gflow.laws.PathLimit`][], NaN where log t grows by less than a factor of 64
     beyond 5.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, numpy as np
         >>> log_t = np.geomspace(5.0, 1e6, 50)
         >>> found = gflow.laws.path_limit(log_t, 2.0 - log_t**-0.5)

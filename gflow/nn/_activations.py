@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 def identity(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """φ(z) = z, of degree 1.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> gflow.nn.identity(jnp.array([-2.0, 3.0])).tolist()
         [-2.0, 3.0]
@@ -26,8 +25,7 @@ def identity(z: Float[Array, "..."]) -> Float[Array, "..."]:
 def relu(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """φ(z) = max(0, z), of degree 1; its derivative at 0 is 0.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> gflow.nn.relu(jnp.array([-2.0, 3.0])).tolist()
         [0.0, 3.0]
@@ -43,8 +41,7 @@ def leaky_relu(z: Float[Array, "..."], slope: float = 0.01) -> Float[Array, "...
     - `z`: the pre-activation.
     - `slope`: for negative z. Layers take `functools.partial(leaky_relu, slope=...)`.
 
-    !!! Example
-
+    Examples:
         >>> import functools, gflow, jax, jax.numpy as jnp
         >>> gflow.nn.leaky_relu(jnp.array([-2.0, 3.0]), slope=0.25).tolist()
         [-0.5, 3.0]
@@ -57,8 +54,7 @@ def leaky_relu(z: Float[Array, "..."], slope: float = 0.01) -> Float[Array, "...
 def squared_relu(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """φ(z) = max(0, z)², of degree 2, with a Lipschitz derivative.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> gflow.nn.squared_relu(jnp.array([-2.0, 3.0])).tolist()
         [0.0, 9.0]

@@ -48,8 +48,7 @@ def balanced(model: Model) -> Model:
     `ValueError` for other models, fixed outer weights, or an activation that is not
     positively homogeneous.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.DeepLinear((3, 5, 2), key=jax.random.key(0))
         >>> first, second = gflow.nn.init.balanced(model).layers

@@ -24,8 +24,7 @@ class Sequential(eqx.Module):
 
     `ValueError` without layers, or for a layer that cannot be called.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> first, second = jax.random.split(jax.random.key(0))
         >>> model = gflow.nn.Sequential(
@@ -68,8 +67,7 @@ class Batched(eqx.Module):
 
     `ValueError` if the model cannot be called.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> model = gflow.nn.Batched(lambda x: x - x.mean(axis=0))
         >>> model(jnp.array([1.0, 3.0])).tolist()

@@ -35,8 +35,7 @@ class Conv2d(eqx.Module):
     `ValueError` for sizes below 1, negative padding, or an image smaller than the
     kernel.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> layer = gflow.nn.Conv2d(3, 8, 3, stride=2, padding=1, key=jax.random.key(0))
         >>> layer(jnp.ones((3, 32, 32))).shape

@@ -24,8 +24,7 @@ def append_one(x: Any) -> Shaped[Array, "n features"]:
 
     `ValueError` if x is not a table of examples by features.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> gflow.nn.append_one(jnp.array([[2.0, 3.0], [4.0, 5.0]])).tolist()
         [[2.0, 3.0, 1.0], [4.0, 5.0, 1.0]]

@@ -18,8 +18,7 @@ class Fixed(eqx.Module):
 
     - `value`: the array.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> signs = gflow.nn.Fixed(jnp.array([1.0, -1.0]))
         >>> signs.value.tolist()
@@ -49,8 +48,7 @@ def trainable(model: PyTree) -> PyTree:
     [`gflow.nn.Fixed`][] or an `equinox.nn.State`, False for everything else. It is a
     filter specification for `equinox.partition`.
 
-    !!! Example
-
+    Examples:
         >>> import equinox as eqx, gflow, jax
         >>> model = gflow.nn.TwoLayer(2, 3, outer="fixed", key=jax.random.key(0))
         >>> params, static = eqx.partition(model, gflow.nn.trainable(model))

@@ -59,8 +59,7 @@ class Initialiser(eqx.Module):
     `ValueError` for a scale that is not positive, and where the standard deviation
     underflows or overflows in the dtype of the array.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> init = gflow.nn.init.Initialiser(2.0, weight_power=0.5)
         >>> init(jax.random.key(0), (3, 4), jnp.float32).shape
@@ -113,8 +112,7 @@ def gaussian(std: Number = 1.0) -> Initialiser:
 
     **Returns:** an [`gflow.nn.init.Initialiser`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax
         >>> init = gflow.nn.init.gaussian(0.1)
         >>> layer = gflow.nn.Linear(3, 2, init=init, key=jax.random.key(0))
@@ -131,8 +129,7 @@ def he(gain: Number = 2**0.5) -> Initialiser:
 
     **Returns:** an [`gflow.nn.init.Initialiser`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax
         >>> linear = gflow.nn.init.he(gain=1.0)
         >>> layer = gflow.nn.Linear(3, 2, init=linear, key=jax.random.key(0))
@@ -157,8 +154,7 @@ def small(scale: Number) -> Initialiser:
 
     **Returns:** an [`gflow.nn.init.Initialiser`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax
         >>> init = gflow.nn.init.small(1e-6)
         >>> model = gflow.nn.TwoLayer(2, 5, init=init, key=jax.random.key(0))
@@ -183,8 +179,7 @@ def ntk(scale: Number = 1.0) -> Initialiser:
 
     **Returns:** an [`gflow.nn.init.Initialiser`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax
         >>> init = gflow.nn.init.ntk()
         >>> gflow.nn.TwoLayer(2, 100, init=init, key=jax.random.key(0)).output_scale
@@ -215,8 +210,7 @@ def mean_field(scale: Number = 1.0) -> Initialiser:
 
     **Returns:** an [`gflow.nn.init.Initialiser`][].
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax
         >>> init = gflow.nn.init.mean_field()
         >>> gflow.nn.TwoLayer(2, 100, init=init, key=jax.random.key(0)).output_scale

@@ -33,8 +33,7 @@ class Linear(eqx.Module):
 
     `ValueError` for sizes below 1 or a dtype that is not a float.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> layer = gflow.nn.Linear(3, 2, key=jax.random.key(0))
         >>> layer(jnp.ones(3)).shape
@@ -70,8 +69,7 @@ class Linear(eqx.Module):
 class Flatten(eqx.Module):
     """Any array to one axis, in row-major order.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> gflow.nn.Flatten()(jnp.ones((3, 4, 5))).shape
         (60,)

@@ -36,8 +36,7 @@ class Linearised(eqx.Module):
     `ValueError` for a model of the whole batch (linearise what is inside of
     `Batched`), or a reference of another architecture.
 
-    !!! Example
-
+    Examples:
         >>> import equinox as eqx, gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.TwoLayer(2, 3, key=jax.random.key(0))
         >>> linear = gflow.nn.Linearised(model)

@@ -43,8 +43,7 @@ class MLP(eqx.Module):
 
     `ValueError` for sizes below 1, or a number of scales other than D.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.MLP(4, 16, 3, key=jax.random.key(0))
         >>> model(jnp.ones(4)).shape
@@ -106,8 +105,7 @@ class DeepLinear(eqx.Module):
     `ValueError` for fewer than two sizes, sizes below 1, or a number of scales other
     than L.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.DeepLinear((4, 8, 8, "scalar"), key=jax.random.key(0))
         >>> gflow.homogeneity(model, jnp.ones((1, 4)))

@@ -56,8 +56,7 @@ class MaxPool2d(eqx.Module):
     `ValueError` for sizes below 1, padding of more than half a window, or an image
     smaller than the window.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> x = jnp.arange(16.0).reshape(1, 4, 4)
         >>> gflow.nn.MaxPool2d(2)(x).tolist()
@@ -92,8 +91,7 @@ class AvgPool2d(eqx.Module):
     `ValueError` for sizes below 1, padding of more than half a window, or an image
     smaller than the window.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax.numpy as jnp
         >>> x = jnp.arange(16.0).reshape(1, 4, 4)
         >>> gflow.nn.AvgPool2d(2)(x).tolist()

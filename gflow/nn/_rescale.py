@@ -47,8 +47,7 @@ def scale(model: PyTree, c: Number, *, filter_spec: Any = None) -> PyTree:
     `ValueError` if there is no parameter, or for c that is not one finite number or
     that the dtype does not represent.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.MLP(3, 8, 2, key=jax.random.key(0))
         >>> twice = gflow.nn.init.scale(model, 2.0)
@@ -87,8 +86,7 @@ def to_norm(model: PyTree, norm: Number, *, filter_spec: Any = None) -> PyTree:
     `ValueError` if there is no parameter, if all are zero or one is not finite, or for
     a norm that is not positive or that the dtype does not represent.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.Linear(3, "scalar", key=jax.random.key(0))
         >>> model = gflow.nn.init.to_norm(model, 10.0)

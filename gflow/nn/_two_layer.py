@@ -44,8 +44,7 @@ class TwoLayer(eqx.Module):
 
     `ValueError` for sizes below 1, an unknown `outer`, or values of another shape.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp
         >>> model = gflow.nn.TwoLayer(
         ...     2, 4, gflow.nn.squared_relu, outer="fixed", key=jax.random.key(0)

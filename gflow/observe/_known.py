@@ -39,6 +39,7 @@ KNOWN: dict[str, Observer] = {
     for one in vars(module).values()
     if isinstance(one, Observer)
 }
+"""All observers of gflow by their names."""
 
 
 def evaluate(

@@ -78,8 +78,7 @@ class Observer(eqx.Module):
 
         - `stride`: a positive integer.
 
-        !!! Example
-
+        Examples:
             >>> import gflow
             >>> gflow.observe.ntk.every(10).stride
             10
@@ -99,8 +98,7 @@ class Observer(eqx.Module):
 
         `ValueError` for an option that it has not.
 
-        !!! Example
-
+        Examples:
             >>> import gflow
             >>> gflow.observe.hessian_spectrum.using(k=3).options
             {'k': 3}

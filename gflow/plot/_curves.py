@@ -52,8 +52,7 @@ def training(
 
     `ValueError` for a quantity that was not observed, or a solution without times.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp, matplotlib
         >>> from gflow.plot import training
         >>> matplotlib.use("Agg")

@@ -62,8 +62,7 @@ def margins(
 
     `ValueError` if the margins were not observed; it says what to ask for.
 
-    !!! Example
-
+    Examples:
         >>> import gflow, jax, jax.numpy as jnp, matplotlib
         >>> matplotlib.use("Agg")
         >>> model = gflow.nn.Linear(2, "scalar", key=jax.random.key(0))

@@ -11,9 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 
 
-# Okabe & Ito (2008), "Color universal design": told apart with any colour vision. In
-# an order that keeps the first few apart in grey too; their yellow is too pale for
-# lines on white.
 PALETTE = (
     "#0072B2",  # blue
     "#D55E00",  # vermilion
@@ -23,7 +20,11 @@ PALETTE = (
     "#56B4E9",  # sky blue
     "#000000",  # black
 )
+"""The colours of Okabe & Ito (2008), "Color universal design", which are told apart
+with any colour vision, in an order that keeps the first few apart in grey too. Their
+yellow is left out, as it is too pale for lines on white."""
 GREY = "#888888"
+"""The colour of lines and marks that only serve for comparison."""
 
 _LABEL_SIZE = 10
 _SMALL_SIZE = 9

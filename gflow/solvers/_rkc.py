@@ -188,8 +188,7 @@ class RKC3(AbstractRKC):
     the local error keeps a term in h³ with a coefficient of 1e-3.) All else is as
     there.
 
-    !!! Example
-
+    Examples:
         >>> import diffrax, gflow, jax.numpy as jnp
         >>> solver = gflow.solvers.RKC3()
         >>> decay = diffrax.ODETerm(lambda t, y, args: -jnp.array([1.0, 1e3]) * y)
