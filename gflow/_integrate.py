@@ -376,17 +376,18 @@ def _imbalance(solution: Solution, params: Params, atol: Any, order: Any) -> str
         return None
     reason = {
         "autodiff": "the model or the loss has kinks and the solver chatters across "
-        "them",
-        "inclusion": "a kink may have been missed",
-        "none": "there may be kinks that were not recognised",
+        "them, and this is not the flow there",
+        "inclusion": "a kink may have been missed, and this is not the flow there",
+        "none": "the steps are less accurate than was asked for, in the weights or, "
+        "where the flow is stiff, in the energy alone. Compare a tenth of this rtol or "
+        "another solver; a kink that is not recognised as one does this too",
     }[solution.kinks]
     balance = "∫‖dW/dt‖²"
     if other:
         balance = "-∫⟨∇ℒ, dW/dt⟩"
     return (
         f"the energy balance ℒ(t0) - ℒ(t) = {balance} is off by {defect:.1e} of ℒ(t0), "
-        f"far above the tolerance ({tolerance:.1e}): {reason}, and this is not the "
-        "flow there."
+        f"far above the tolerance ({tolerance:.1e}): {reason}."
     )
 
 
