@@ -772,7 +772,7 @@ def test_public_functions_are_documented():
     }
     assert len(public) == 13
     for name, value in public.items():
-        assert "!!! Example" in value.__doc__, name
+        assert "Examples:" in value.__doc__, name
         if name != "Dataset":
             assert "**Returns:**" in value.__doc__, name
             assert "**Raises:**" in value.__doc__, name

@@ -785,7 +785,10 @@ def test_traced_arguments_are_not_checked_for_values():
     assert np.all(np.isfinite(run(jnp.asarray(2.0), jnp.asarray(SIGNS))))
 
 
-@pytest.mark.parametrize("dtype, log_t", [(np.float32, 1e6), (np.float64, 1e14)])
+@pytest.mark.parametrize(
+    "dtype, log_t",
+    [pytest.param(np.float32, 1e6, marks=pytest.mark.slow), (np.float64, 1e14)],
+)
 def test_times_that_rounding_blurs(dtype, log_t):
     """The solve stops where eps log t = 1 %, and says so; what it kept is good."""
     latest = 0.01 / np.finfo(dtype).eps

@@ -262,6 +262,7 @@ def test_pins_whose_normals_depend_on_each_other():
     np.testing.assert_allclose(rest, projected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_noise_does_not_make_pins_leave():
     # Multipliers come within 1e-3 of 1 while stability limits the steps: with steps at
     # its very edge that is thousands of events, and an energy balance off by 1e-3.

@@ -477,9 +477,9 @@ class Deep(eqx.Module):
     "layers, size, dtype, lost",
     [
         (7, 1e-60, np.float64, True),  # the gradient, 1e-360, is zero
-        (6, 1e-60, np.float64, False),  # 1e-300 is not
+        pytest.param(6, 1e-60, np.float64, False, marks=pytest.mark.slow),  # 1e-300
         (4, 1e-15, np.float32, True),
-        (3, 1e-15, np.float32, False),
+        pytest.param(3, 1e-15, np.float32, False, marks=pytest.mark.slow),
         (2, 0.0, np.float64, False),  # at rest, truly
     ],
 )

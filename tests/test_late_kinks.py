@@ -106,6 +106,7 @@ def test_it_goes_over_to_the_primal_dual_solver(late):
     assert np.all(late.stats["num_steps"] < 1000)
 
 
+@pytest.mark.slow
 def test_it_slides_along_kinks_where_the_explicit_solver_does(late, explicit):
     slid = np.sort(np.asarray(late.inclusion.pins)[:, :3], axis=2)
     expected = np.sort(np.asarray(explicit.inclusion.pins), axis=2)

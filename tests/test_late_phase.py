@@ -198,7 +198,7 @@ def test_saved_states_are_consistent_with_their_own_gradient():
 
 LOSSES = [
     pytest.param(Exponential(reduction="mean"), marks=pytest.mark.slow),
-    Logistic(),
+    pytest.param(Logistic(), marks=pytest.mark.slow),
     CrossEntropy(),
     pytest.param(MulticlassExponential(), marks=pytest.mark.slow),
 ]
