@@ -10,6 +10,11 @@ import diffrax as dfx
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .clocks import AbstractTimeClock
+from .solvers import BDF, Automatic, PrimalDual
+from .solvers._inner import inner_solver
+from .solvers._rkc import AbstractRKC
+
 
 Derivatives = Literal["unknown", "forward", "forward twice", "reverse", "nested"]
 # Names of JAX's tracers, by the mode of differentiation that they belong to.
@@ -67,7 +72,7 @@ def with_loops(solver: Any, derivatives: Derivatives) -> Any:
 
 
 def check_derivatives(
-    derivatives: Derivatives, save: str, clock: str, solver: str, kinks: str
+    derivatives: Derivatives, save: str, clock: Any, solver: Any, kinks: str
 ) -> None:
     """ValueError for derivatives that the solve does not have."""
     if kinks == "inclusion" and derivatives in ("forward twice", "nested"):
@@ -85,14 +90,15 @@ def check_derivatives(
             "because the number of steps is not known beforehand; pass save_at, such "
             f"as save_at=[t1], {forward}."
         )
-    if solver in ("BDF", "Automatic", "RKC3", "PrimalDual"):
+    solver = inner_solver(solver)
+    if isinstance(solver, AbstractRKC | Automatic | BDF | PrimalDual):
         raise ValueError(
-            f"the solver {solver} has derivatives in forward mode only. Use "
-            f"diffrax.Tsit5() or diffrax.Kvaerno5(), {forward}."
+            f"the solver {type(solver).__name__} has derivatives in forward mode only. "
+            f"Use diffrax.Tsit5() or diffrax.Kvaerno5(), {forward}."
         )
-    if clock not in ("Physical", "LogTime", "LogLogTime"):
+    if not isinstance(clock, AbstractTimeClock):
         raise ValueError(
-            f"in {clock} times are found as the solve goes, which has derivatives in "
-            "forward mode only. Use gflow.clocks.LogTime() or gflow.clocks.Physical(), "
-            f"{forward}."
+            f"in {type(clock).__name__} times are found as the solve goes, which has "
+            "derivatives in forward mode only. Use gflow.clocks.LogTime() or "
+            f"gflow.clocks.Physical(), {forward}."
         )

@@ -30,7 +30,7 @@ class _Condition(eqx.Module):
     horizon: Scalar | None
     # The weights, the time and the fall of ℒ are read from the state by the field.
     field: FlowField
-    # Of a model with kinks that are followed.
+    # The problem whose kinks are followed, if it has kinks.
     frozen: Frozen | None
     separation: bool = eqx.field(static=True, default=False)
 
@@ -138,7 +138,8 @@ def event(
 ) -> dfx.Event | None:
     """Diffrax's event for the conditions, for reaching u = horizon and separation.
 
-    `frozen`: of a model whose kinks are followed; `reading`: the clock's at `start`.
+    `frozen`: the problem whose kinks are followed, if it has kinks; `reading`: the
+    clock's reading at `start`.
     """
     if not functions and horizon is None:
         apart = _Separated(problem, jnp.asarray(True))

@@ -266,7 +266,7 @@ def integrate(
         kinks="none" if smooth else "autodiff" if found is None else "inclusion",
         derivatives=derivatives,
     )
-    check_derivatives(derivatives, save, *first.names, plan.kinks)
+    check_derivatives(derivatives, save, first.clock, first.solver, plan.kinks)
     schedule = scheduled(save_at, t0, t1, plan, problem.is_tailed, dtype)
     _check_resumed(resume, schedule)
     with short_errors():

@@ -85,9 +85,10 @@ def test_forward_mode_across_kinks():
     [
         ({"save_at": None}, "need given save times"),
         ({"solver": gflow.solvers.BDF()}, "BDF has derivatives in forward mode only"),
+        ({"solver": gflow.solvers.RKC2()}, "RKC2 has derivatives in forward mode only"),
         ({"clock": gflow.clocks.Alpha()}, "in Alpha times are found"),
     ],
-    ids=["save_at", "solver", "clock"],
+    ids=["save_at", "BDF", "RKC2", "clock"],
 )
 def test_what_reverse_mode_cannot_do(options, message):
     with pytest.raises(ValueError, match=message):
